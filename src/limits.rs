@@ -1,0 +1,52 @@
+//! Every bound of the system, with its unit, in one place; they prove each other at compile time.
+
+/// Longest name of a directory entry, in bytes (`NAME_MAX`).
+pub const NAME_BYTES_MAX: usize = 255;
+/// Longest symbolic link target, in bytes (`PATH_MAX` without its NUL).
+pub const SYMLINK_BYTES_MAX: usize = 4095;
+/// Longest extended attribute name, in bytes (`XATTR_NAME_MAX`).
+pub const XATTR_NAME_BYTES_MAX: usize = 255;
+/// Largest extended attribute value, in bytes (`XATTR_SIZE_MAX`).
+pub const XATTR_VALUE_BYTES_MAX: usize = 65_536;
+/// All extended attributes of one inode together, names and values, in bytes.
+pub const XATTRS_BYTES_MAX: usize = 131_072;
+/// Largest file, in bytes: 8 EiB − 4 KiB would be the kernel's; 16 TiB is what ext4 gives.
+pub const FILE_BYTES_MAX: u64 = 16 << 40;
+/// Most names of one inode (`LINK_MAX` of ext4).
+pub const LINKS_MAX: u32 = 65_000;
+
+/// Largest body of one entry, in bytes: what one write request carries.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// Largest encoded command without its body, in bytes: an attribute value, its name and the rest.
+pub const COMMAND_BYTES_MAX: usize = 256 * 1024;
+/// Largest whole-file replacement through one command, in bytes.
+pub const PUT_BYTES_MAX: usize = BODY_BYTES_MAX;
+
+/// Most replies that a session may keep unacknowledged.
+pub const SESSION_OUTSTANDING_MAX: usize = 4096;
+/// Most sessions at one time.
+pub const SESSIONS_MAX: usize = 10_000;
+/// Most lock ranges held and waited for on one inode.
+pub const LOCKS_PER_INODE_MAX: usize = 10_000;
+
+/// How long a session lives after its last sign of life, in nanoseconds of cluster time.
+pub const SESSION_TTL_NS: u64 = 30_000_000_000;
+
+/// Size of one segment file of the log, in bytes.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+/// Bytes of a body that one checksum covers.
+pub const BODY_CHECKSUM_BYTES: usize = 16 << 10;
+/// Bytes of log since the last metadata snapshot that trigger the next one.
+pub const SNAPSHOT_AFTER_BYTES: u64 = 128 << 20;
+
+/// Largest header of a frame between nodes or from a client, in bytes.
+pub const FRAME_HEADER_BYTES_MAX: usize = 4 << 20;
+/// Largest body of a frame, in bytes.
+pub const FRAME_BODY_BYTES_MAX: usize = 8 << 20;
+/// Bytes of entries in one AppendEntries request.
+pub const APPEND_BYTES_MAX: usize = 4 << 20;
+
+const _: () = assert!(COMMAND_BYTES_MAX > XATTR_VALUE_BYTES_MAX + XATTR_NAME_BYTES_MAX);
+const _: () = assert!(XATTR_VALUE_BYTES_MAX <= XATTRS_BYTES_MAX);
+const _: () = assert!(APPEND_BYTES_MAX + BODY_BYTES_MAX <= FRAME_BODY_BYTES_MAX);
+const _: () = assert!((BODY_BYTES_MAX + COMMAND_BYTES_MAX) as u64 * 8 < SEGMENT_BYTES);
