@@ -118,6 +118,14 @@ impl Inode {
         }
     }
 
+    /// Bytes of the only part that is not of fixed size.
+    pub(super) fn size_of_target(&self) -> usize {
+        match &self.node {
+            Node::Symlink { target } => target.len(),
+            _ => 0,
+        }
+    }
+
     pub(super) fn allocated(&self) -> u64 {
         match self.node {
             Node::File { allocated, .. } => allocated,

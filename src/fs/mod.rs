@@ -59,10 +59,9 @@ mod virtuals;
 pub mod words;
 mod xattrs;
 
-pub use check::Broken;
 pub use command::*;
 pub use export::{Importer, Item};
 pub use query::*;
 pub use reply::*;
-pub use state::State;
+pub use state::{Broken, State};
 pub use types::*;

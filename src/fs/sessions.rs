@@ -32,8 +32,7 @@ impl State {
             return Err(Refusal::TooManySessions);
         }
         let id = SessionId(cause.index.0);
-        let session =
-            Session { label: label.into(), last_seen: cause.now, first_outstanding: Sequence(1), kept: 0 };
+        let session = Session { label: label.into(), last_seen: cause.now, first_outstanding: Sequence(1), kept: 0 };
         self.put_session(id, session);
         Ok(Reply::Session(id))
     }
@@ -93,7 +92,7 @@ impl State {
         if let Some(session) = self.sessions.remove(&id) {
             self.derived.drop_session(id, &session);
         }
-        self.end_locks(cause, id);
+        self.locks.end_session(id);
         self.end_ephemerals(cause, id);
         self.end_holds(id);
     }

@@ -12,7 +12,7 @@ use super::canon::hash_of;
 use super::contents::Extent;
 use super::derived::Derived;
 use super::inode::{Inode, Node};
-use super::locks::LockTable;
+use super::locks::Locks;
 use super::sessions::Session;
 use super::summed::Summed;
 use super::*;
@@ -35,7 +35,7 @@ use std::sync::Arc;
 /// I10 Derived indexes are what the data says (see `derived`).
 /// I11 Every map's sum is that of its items (see `summed`).
 /// I12 Attributes belong to inodes, which count their bytes; within the limits.
-/// I13 Lock tables belong to inodes, hold to their own invariants, and name living sessions.
+/// I13 Locks are on inodes that exist, hold to their own invariants (L1 to L8), and name living sessions.
 /// I14 An ephemeral inode's session lives; the root neither expires nor is ephemeral.
 #[derive(Clone)]
 pub struct State {
@@ -52,8 +52,16 @@ pub struct State {
     /// How many sessions may still hold each inode without a name open.
     pub(super) orphans: Summed<Ino, u32>,
     pub(super) holds: Summed<(SessionId, Ino), ()>,
-    pub(super) locks: Summed<Ino, Arc<LockTable>>,
+    pub(super) locks: Locks,
     pub(super) derived: Derived,
+}
+
+/// An invariant that does not hold, with its number and what breaks it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invariant {number} is broken: {what}")]
+pub struct Broken {
+    pub number: &'static str,
+    pub what: String,
 }
 
 /// A name's meaning. The cookie is its place in the order of `ReadDirectory`.
@@ -103,7 +111,7 @@ impl State {
             replies: Summed::default(),
             orphans: Summed::default(),
             holds: Summed::default(),
-            locks: Summed::default(),
+            locks: Locks::default(),
             derived: Derived::default(),
         }
     }
@@ -136,8 +144,8 @@ impl State {
                 self.replies.digest(),
                 self.orphans.digest(),
                 self.holds.digest(),
-                self.locks.digest(),
             ],
+            self.locks.hash(),
         ))
     }
 

@@ -14,7 +14,7 @@ use serde::Serialize;
 use std::ops::RangeBounds;
 
 /// I11 The sum is that of the items that are there.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Summed<K, V> {
     map: OrdMap<K, V>,
     sum: u128,
@@ -51,6 +51,12 @@ impl<K: Ord + Clone + Serialize, V: Clone + Serialize> Summed<K, V> {
         Some(old)
     }
 
+    pub(super) fn fill(&mut self, items: impl Iterator<Item = (K, V)>) {
+        for (key, value) in items {
+            self.insert(key, value);
+        }
+    }
+
     pub(super) fn iter(&self) -> Iter<'_, K, V, DefaultSharedPtr> {
         self.map.iter()
     }
@@ -69,12 +75,8 @@ impl<K: Ord + Clone + Serialize, V: Clone + Serialize> Summed<K, V> {
         (self.map.len() as u64, self.sum)
     }
 
-    /// The sum anew, from every item. O(n).
-    pub(super) fn recomputed_sum(&self) -> u128 {
-        self.map.iter().fold(0, |sum, item| sum.wrapping_add(hash_of(&item)))
-    }
-
-    pub(super) fn sum(&self) -> u128 {
-        self.sum
+    /// Is the sum that of the items? O(n).
+    pub(super) fn is_sound(&self) -> bool {
+        self.sum == self.map.iter().fold(0, |sum, item| sum.wrapping_add(hash_of(&item)))
     }
 }
