@@ -205,11 +205,12 @@ fn split_offset(text: &str) -> Option<(&str, i64)> {
     if hours > 23 || minutes > 59 {
         return None;
     }
-    let seconds = i64::try_from(hours * 3_600 + minutes * 60).ok()?;
-    Some((local, if sign == b'-' { -seconds } else { seconds }))
+    let seconds = i64::try_from(hours.saturating_mul(60).saturating_add(minutes).saturating_mul(60)).ok()?;
+    Some((local, if sign == b'-' { seconds.saturating_neg() } else { seconds }))
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests may panic")]
 mod tests {
     use super::*;
 

@@ -67,7 +67,7 @@ impl InodeLocks {
 
     /// May one more request be granted or queued?
     pub fn has_room(&self) -> bool {
-        self.weight() + WAITER_WEIGHT <= LOCKS_PER_INODE_MAX
+        self.weight().saturating_add(WAITER_WEIGHT) <= LOCKS_PER_INODE_MAX
     }
 
     /// Would giving this range back leave more ranges than may be held?
@@ -175,7 +175,7 @@ impl InodeLocks {
     }
 
     fn weight(&self) -> usize {
-        self.held.len() + self.waiting.len() * WAITER_WEIGHT
+        self.held.len().saturating_add(self.waiting.len().saturating_mul(WAITER_WEIGHT))
     }
 
     /// Grant in order whatever is not blocked. A grant that changes its owner's older ranges may free earlier waiters:
@@ -184,7 +184,7 @@ impl InodeLocks {
         let mut place = 0;
         while let Some(waiter) = self.waiting.get(place).copied() {
             if self.is_blocked(place, &waiter) {
-                place += 1;
+                place = place.saturating_add(1);
                 continue;
             }
             self.waiting.remove(place);
@@ -243,7 +243,7 @@ impl InodeLocks {
 
     /// Every bit of it, in one way only, for the state's hash.
     pub fn canonical_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(24 + 46 * (self.held.len() + self.waiting.len()));
+        let mut bytes = Vec::new();
         bytes.extend(self.generation.to_le_bytes());
         bytes.extend((self.held.len() as u64).to_le_bytes());
         for held in &self.held {
@@ -260,7 +260,7 @@ impl InodeLocks {
     pub fn check(&self) -> Result<(), Broken> {
         let locks = || self.held.iter().map(|h| &h.lock).chain(&self.waiting);
         let pairs = |test: fn(&LockHolder, &LockHolder) -> bool| {
-            let behind = |i: usize| self.held.iter().skip(i + 1);
+            let behind = |i: usize| self.held.iter().skip(i.saturating_add(1));
             self.held.iter().enumerate().any(|(i, a)| behind(i).any(|b| test(&a.lock, &b.lock)))
         };
         let in_order = self.held.windows(2).all(|w| matches!(w, [a, b] if order(&a.lock) < order(&b.lock)));

@@ -21,6 +21,7 @@
 
 mod inode;
 #[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests may panic")]
 mod model;
 
 pub use inode::InodeLocks;
