@@ -7,26 +7,26 @@ use super::*;
 use bytes::Bytes;
 use inode::{Inode, Node};
 use serde_json::{Value, json};
+use words::Virtual;
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
 impl State {
     /// `part`: the name behind the prefix.
     pub(super) fn virtual_attribute(&self, ino: Ino, inode: &Inode, part: &[u8]) -> Result<Bytes, Refusal> {
-        let text = match part {
-            b"version" => Some(inode.version.0.to_string()),
-            b"change" => Some(inode.change.0.to_string()),
-            b"cas" => None,
-            b"replace-if" => inode.replace_if.map(|version| version.0.to_string()),
-            b"ttl" => self.seconds_left(inode).map(|seconds| seconds.to_string()),
-            b"expires" => self.expires(inode).map(|seconds| seconds.to_string()),
-            b"default-ttl" => default_ttl(inode).map(|seconds| seconds.to_string()),
-            b"ephemeral" => inode.ephemeral.map(|_| "session".to_string()),
-            b"owner" => self.owner(ino, inode),
-            b"lock-gen" => Some(self.locks.generation(ino).to_string()),
-            b"locks" => Some(self.lock_lines(ino).iter().map(|line| format!("{line}\n")).collect()),
-            b"info" => Some(self.info(ino, inode).to_string()),
-            _ => return Err(Refusal::Invalid),
+        let text = match Virtual::named(part).ok_or(Refusal::Invalid)? {
+            Virtual::Version => Some(inode.version.0.to_string()),
+            Virtual::Change => Some(inode.change.0.to_string()),
+            Virtual::Cas => None,
+            Virtual::ReplaceIf => inode.replace_if.map(|version| version.0.to_string()),
+            Virtual::Ttl => self.seconds_left(inode).map(|seconds| seconds.to_string()),
+            Virtual::Expires => self.expires(inode).map(|seconds| seconds.to_string()),
+            Virtual::DefaultTtl => default_ttl(inode).map(|seconds| seconds.to_string()),
+            Virtual::Ephemeral => inode.ephemeral.map(|_| "session".to_string()),
+            Virtual::Owner => self.owner(ino, inode),
+            Virtual::LockGen => Some(self.locks.generation(ino).to_string()),
+            Virtual::Locks => Some(self.lock_lines(ino).iter().map(|line| format!("{line}\n")).collect()),
+            Virtual::Info => Some(self.info(ino, inode).to_string()),
         };
         text.map(Bytes::from).ok_or(Refusal::NoSuchXattr)
     }
