@@ -36,6 +36,7 @@ pub use status::NodeStatus;
 use crate::fs::{Answer, Command, Credentials, Ino, LogIndex, Query, Refusal, Reply, Request, SessionId};
 use crate::limits::BODY_BYTES_MAX;
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use keeper::Standing;
 use opens::Opens;
 use parking_lot::Mutex;
@@ -92,7 +93,8 @@ pub struct Capacity {
     pub inodes: u64,
 }
 
-/// The way to the cluster.
+/// The way to the cluster. Its futures are boxed where it is called: they are large and deeply nested, and every front end
+/// would carry them in its own. Cost: one allocation a call.
 enum Access {
     Local(Local),
     Remote(Client),
@@ -152,10 +154,10 @@ impl Volume {
 
     async fn query_as(&self, query: Query, freshness: Freshness, deadline: Instant) -> Result<Answer, Failure> {
         let answer = match &self.shared.access {
-            Access::Local(local) => local.query(&query, freshness, deadline).await,
-            Access::Remote(client) => client.query(&query, freshness, deadline).await,
+            Access::Local(local) => local.query(&query, freshness, deadline).boxed(),
+            Access::Remote(client) => client.query(&query, freshness, deadline).boxed(),
         };
-        answer?.map_err(Failure::Refused)
+        answer.await?.map_err(Failure::Refused)
     }
 
     /// Up to `length` bytes of a file from `offset`, linearizable, holes as zeros; shorter only at the end of the file.
@@ -274,10 +276,11 @@ impl Shared {
     }
 
     async fn send(&self, request: &Request, body: &Bytes, deadline: Instant) -> Verdict {
-        match &self.access {
-            Access::Local(local) => local.submit(request, body, deadline).await,
-            Access::Remote(client) => client.submit(request, body, deadline).await,
-        }
+        let sent = match &self.access {
+            Access::Local(local) => local.submit(request, body, deadline).boxed(),
+            Access::Remote(client) => client.submit(request, body, deadline).boxed(),
+        };
+        sent.await
     }
 
     /// Room for a command among those that are under way.
@@ -313,10 +316,10 @@ impl Shared {
         deadline: Instant,
     ) -> Result<(Head, Bytes), Failure> {
         let read = match &self.access {
-            Access::Local(local) => local.read(ino, offset, length, freshness, deadline).await,
-            Access::Remote(client) => client.read(ino, offset, length, freshness, deadline).await,
+            Access::Local(local) => local.read(ino, offset, length, freshness, deadline).boxed(),
+            Access::Remote(client) => client.read(ino, offset, length, freshness, deadline).boxed(),
         };
-        read?.map_err(Failure::Refused)
+        read.await?.map_err(Failure::Refused)
     }
 }
 
