@@ -447,3 +447,13 @@ fn again(error: &StorageError) -> StorageError {
         },
     }
 }
+
+/// SKELETON: one process at a time uses a data directory; held until dropped (or the process ends).
+pub struct DirectoryLock {}
+
+impl DirectoryLock {
+    /// `StorageError::InUse` if another process holds it.
+    pub fn acquire(directory: &Path) -> Result<DirectoryLock, StorageError> {
+        unimplemented!()
+    }
+}
