@@ -103,15 +103,18 @@ impl Cluster {
         cluster_command(&self.directory(), arguments)
     }
 
+    /// Every node's row, also while none leads (then the command fails, but prints them all the same).
     pub fn status(&self) -> Vec<Node> {
-        let text = self.command(words(&["status", "--json"])).expect_success().stdout;
-        let rows: Vec<Value> = serde_json::from_str(&text)
-            .unwrap_or_else(|e| panic!("cluster status --json is no JSON list: {e}\n{text}"));
+        let told = self.command(words(&["status", "--json"]));
+        let rows: Vec<Value> = serde_json::from_str(&told.stdout)
+            .unwrap_or_else(|e| panic!("cluster status --json: {e}\n{}\n{}", told.stdout, told.stderr));
         rows.into_iter().map(Node::from).collect()
     }
 
+    /// The node that leads in the highest term; one that was stopped may still believe in an older one.
     pub fn leader(&self) -> Option<u64> {
-        self.status().into_iter().find(|node| node.is_leader()).map(|node| node.id)
+        let leaders = self.status().into_iter().filter(Node::is_leader);
+        leaders.max_by_key(|node| node.row["term"].as_u64()).map(|node| node.id)
     }
 
     pub fn kill(&self, which: &[u64]) {
