@@ -184,6 +184,26 @@ fn a_file_expires_never_early_and_never_again_across_a_leader_change() {
     cluster.expect_agreement();
 }
 
+/// A leader is frozen while a file's end is near; the file is renewed under the next one. Whatever the old one had in
+/// mind when it wakes, the file survives.
+#[test]
+fn a_renewal_wins_over_the_removal_that_an_old_leader_had_pending() {
+    let cluster = Cluster::start(5, 1..=5);
+    let old = cluster.wait_for_leader(None);
+    let path = cluster.at(old % 5 + 1).join("lease");
+    fs::write(&path, "x").expect("a write");
+    xattr::set(&path, "ttl", "6").expect("a lifetime");
+    cluster.signal(old, "STOP");
+    xattr::set(&path, "ttl", "1h").expect("a renewal under the next leader");
+    std::thread::sleep(Duration::from_secs(8));
+    cluster.signal(old, "CONT");
+    cluster.expect_agreement();
+    for node in 1..=5 {
+        assert!(cluster.at(node).join("lease").exists(), "renewed, and gone on node {node}");
+    }
+    println!("a renewal survived node {old}, which slept through it");
+}
+
 /// Errors other than "no such file" say nothing about the file (there may be no leader just now).
 fn exists(path: &Path, earliest: Instant) -> bool {
     match fs::metadata(path) {

@@ -122,6 +122,11 @@ impl Cluster {
         self.command(words(&["kill"]).into_iter().chain(numbers(which))).expect_success();
     }
 
+    pub fn signal(&self, node: u64, signal: &str) {
+        println!("send {signal} to node {node}");
+        self.command(words(&["kill", &node.to_string(), "--signal", signal])).expect_success();
+    }
+
     /// Kill the leader; returns which node that was.
     pub fn kill_leader(&self) -> u64 {
         let leader = self.wait_for_leader(None);
