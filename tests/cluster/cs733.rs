@@ -1,70 +1,9 @@
 //! The text protocol over TCP, against three nodes and beside their mounts.
 
+use crate::common::cs733::Client;
 use crate::common::{Cluster, wait_for, xattr};
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::time::Duration;
-
-/// No answer takes longer than the gateway's own deadlines together.
-const SILENCE: Duration = Duration::from_secs(60);
-
-struct Client {
-    reader: BufReader<TcpStream>,
-}
-
-impl Client {
-    fn of(cluster: &Cluster, node: u64) -> Client {
-        let socket = TcpStream::connect(cluster.cs733(node)).expect("a connection");
-        socket.set_read_timeout(Some(SILENCE)).expect("a deadline");
-        socket.set_nodelay(true).expect("no delay");
-        Client { reader: BufReader::new(socket) }
-    }
-
-    fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.reader.get_mut().write_all(bytes.as_ref()).expect("a request is taken");
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.reader.read_line(&mut line).expect("an answer");
-        line
-    }
-
-    fn ask(&mut self, request: &str) -> String {
-        self.send(request);
-        self.line()
-    }
-
-    /// `OK VERSION` → VERSION
-    fn write(&mut self, request: &str) -> u64 {
-        let line = self.ask(request);
-        let version = line.strip_prefix("OK ").and_then(|rest| rest.strip_suffix("\r\n"));
-        version.unwrap_or_else(|| panic!("{request:?}: {line:?}")).parse().expect("a version")
-    }
-
-    /// Version, seconds left, content.
-    fn read(&mut self, name: &str) -> (u64, u64, Vec<u8>) {
-        self.send(format!("read {name}\r\n"));
-        self.contents()
-    }
-
-    fn contents(&mut self) -> (u64, u64, Vec<u8>) {
-        let line = self.line();
-        let words: Vec<&str> = line.strip_suffix("\r\n").expect("a whole line").split(' ').collect();
-        let ["CONTENTS", version, bytes, seconds] = words[..] else { panic!("not contents: {line:?}") };
-        let mut content = vec![0; bytes.parse::<usize>().expect("a length") + 2];
-        self.reader.read_exact(&mut content).expect("the content");
-        assert_eq!(content.split_off(content.len() - 2), b"\r\n");
-        (version.parse().expect("a version"), seconds.parse().expect("seconds"), content)
-    }
-
-    fn expect_closed(mut self) {
-        let mut rest = Vec::new();
-        self.reader.read_to_end(&mut rest).expect("an orderly end, not a reset");
-        assert!(rest.is_empty(), "after the end: {}", rest.escape_ascii());
-    }
-}
+use std::io::Write;
 
 #[test]
 fn the_text_protocol_on_any_node() {
@@ -79,8 +18,12 @@ fn the_text_protocol_on_any_node() {
     cluster.expect_agreement();
 }
 
+fn connect(cluster: &Cluster, node: u64) -> Client {
+    Client::connect(cluster.cs733(node))
+}
+
 fn every_verb(cluster: &Cluster) {
-    let [mut one, mut two, mut three] = [1, 2, 3].map(|node| Client::of(cluster, node));
+    let [mut one, mut two, mut three] = [1, 2, 3].map(|node| connect(cluster, node));
     assert_eq!(one.ask("read f\r\n"), "ERR_FILE_NOT_FOUND\r\n");
     let first = one.write("write f 3\r\nabc\r\n");
     assert_eq!(two.read("f"), (first, 0, b"abc".to_vec()), "written on one node, read on another");
@@ -98,7 +41,7 @@ fn every_verb(cluster: &Cluster) {
 }
 
 fn the_same_files_as_on_the_mounts(cluster: &Cluster) {
-    let mut client = Client::of(cluster, 1);
+    let mut client = connect(cluster, 1);
     let written = client.write("write shared 5\r\nhello\r\n");
     let path = cluster.at(2).join("shared");
     assert_eq!(fs::read(&path).expect("a read"), b"hello");
@@ -119,7 +62,7 @@ fn the_same_files_as_on_the_mounts(cluster: &Cluster) {
 }
 
 fn pieces_and_pipelines(cluster: &Cluster) {
-    let mut client = Client::of(cluster, 2);
+    let mut client = connect(cluster, 2);
     for byte in b"write slow 7\r\na\r\nb\r\nc\r\nread slow\r\n" {
         client.send([*byte]);
     }
@@ -149,7 +92,7 @@ fn pieces_and_pipelines(cluster: &Cluster) {
 }
 
 fn malformed(cluster: &Cluster) {
-    let mut client = Client::of(cluster, 1);
+    let mut client = connect(cluster, 1);
     client.send("read\r\nread a b\r\nread a/b\r\nwrite a/b 3\r\nabc\r\nwrite m 3 -1\r\nabc\r\ncas m x 1\r\nx\r\nwrite m 1\r\nx\r\n");
     for _ in 0..6 {
         assert_eq!(client.line(), "ERR_CMD_ERR\r\n");
@@ -167,7 +110,7 @@ fn malformed(cluster: &Cluster) {
         &long,
         "\0\x01\x02\n",
     ] {
-        let mut client = Client::of(cluster, 1);
+        let mut client = connect(cluster, 1);
         client.send(fatal);
         client.send("delete m\r\n");
         assert_eq!(client.line(), "ERR_CMD_ERR\r\n", "{fatal:?}");
@@ -178,7 +121,7 @@ fn malformed(cluster: &Cluster) {
 }
 
 fn expiry(cluster: &Cluster) {
-    let mut client = Client::of(cluster, 3);
+    let mut client = connect(cluster, 3);
     client.write("write e 1 100\r\nx\r\n");
     let (_, seconds, _) = client.read("e");
     assert!((40..=100).contains(&seconds), "{seconds} s left");
@@ -186,19 +129,8 @@ fn expiry(cluster: &Cluster) {
     client.write("write e 1\r\ny\r\n");
     assert_eq!(client.read("e").1, 0, "a write cancels the expiry");
     client.write("write e 1 1\r\nz\r\n");
-    wait_for("the end of a file with a second to live", || (client.ask_exists("e") == Some(false)).then_some(()));
+    wait_for("the end of a file with a second to live", || (!client.finds("e")).then_some(()));
     assert!(!cluster.at(2).join("e").exists());
-}
-
-impl Client {
-    fn ask_exists(&mut self, name: &str) -> Option<bool> {
-        self.send(format!("read {name}\r\n"));
-        if self.reader.fill_buf().expect("an answer").starts_with(b"ERR") {
-            return (self.line() == "ERR_FILE_NOT_FOUND\r\n").then_some(false);
-        }
-        self.contents();
-        Some(true)
-    }
 }
 
 /// Ten clients on three nodes create the same file at the same time: one wins.
@@ -206,7 +138,7 @@ fn rivals(cluster: &Cluster) {
     let answers: Vec<String> = std::thread::scope(|scope| {
         let rivals: Vec<_> = (0..10u64)
             .map(|rival| {
-                let mut client = Client::of(cluster, rival % 3 + 1);
+                let mut client = connect(cluster, rival % 3 + 1);
                 scope.spawn(move || client.ask(&format!("cas contested 0 1\r\n{rival}\r\n")))
             })
             .collect();
@@ -220,13 +152,13 @@ fn rivals(cluster: &Cluster) {
 fn the_leader_dies(cluster: &Cluster) {
     let leader = cluster.wait_for_leader(None);
     let survivor = leader % 3 + 1;
-    let mut client = Client::of(cluster, survivor);
+    let mut client = connect(cluster, survivor);
     let before = client.write("write kept 1\r\n1\r\n");
     cluster.kill(&[leader]);
     let after = client.write("write kept 1\r\n2\r\n");
     assert!(after > before);
     assert_eq!(client.read("kept"), (after, 0, b"2".to_vec()));
     cluster.restart(&[leader]);
-    assert_eq!(Client::of(cluster, leader).read("kept"), (after, 0, b"2".to_vec()));
+    assert_eq!(connect(cluster, leader).read("kept"), (after, 0, b"2".to_vec()));
     println!("the leader died between two requests of a client of another node");
 }

@@ -4,6 +4,7 @@
 //! Tests with a cluster run one after another ([`Cluster::start`] waits for the turn): a machine that runs two clusters
 //! at once tests its scheduler. What is missing on the machine makes a test fail, saying so; nothing is skipped.
 
+pub mod cs733;
 pub mod process;
 pub mod xattr;
 
