@@ -46,6 +46,17 @@ pub const FRAME_BODY_BYTES_MAX: usize = 8 << 20;
 /// Bytes of entries in one AppendEntries request.
 pub const APPEND_BYTES_MAX: usize = 4 << 20;
 
+/// Longest first line of a cs733 request, in bytes, without its CRLF: "less than 500" in the original.
+pub const CS733_LINE_BYTES_MAX: usize = 499;
+/// Most cs733 clients of one node at one time; each may hold one [`PUT_BYTES_MAX`] of memory.
+pub const CS733_CONNECTIONS_MAX: usize = 256;
+/// How long a cs733 client may be silent between requests, in seconds.
+pub const CS733_IDLE_SECONDS_MAX: u64 = 600;
+/// How long a cs733 request may take from its first byte to its last, and an answer to be taken, in seconds.
+pub const CS733_TRANSFER_SECONDS_MAX: u64 = 60;
+/// How long the cluster has to carry out one cs733 request, in seconds.
+pub const CS733_OPERATION_SECONDS_MAX: u64 = 30;
+
 const _: () = assert!(COMMAND_BYTES_MAX > XATTR_VALUE_BYTES_MAX + XATTR_NAME_BYTES_MAX);
 const _: () = assert!(XATTR_VALUE_BYTES_MAX <= XATTRS_BYTES_MAX);
 const _: () = assert!(APPEND_BYTES_MAX + BODY_BYTES_MAX <= FRAME_BODY_BYTES_MAX);

@@ -1,18 +1,33 @@
-//! SKELETON: bytes ↔ peers.
+//! Bytes ↔ peers.
 //!
-//! A *link* is one TCP connection that carries many calls at once: each request frame gets one answer frame with the same
-//! call number, in any order. What travels on separate links never delays each other.
+//! A [`Link`] is one TCP connection that carries many calls at once: each request frame gets one answer frame with the same
+//! call number, in any order. A peer keeps one link for each [`Purpose`], so that bulk data never delays a heartbeat. A
+//! [`Server`] accepts links, checks who is calling, and hands each message to a [`Handler`].
+//!
+//! Absent on purpose: retries. A link says whether a message may have arrived ([`NetError::may_have_arrived`]); what to do
+//! about it is the caller's to know.
+//!
+//! Decisions: lengths are checked against limits before anything is allocated; a frame that has begun must end in time;
+//! bytes in flight are bounded per link and, for clients, per process; every call has a deadline. A caller that does not
+//! know the cluster yet (the CLI) may shake hands as a client without naming it; a node never may.
+
+mod frame;
+mod handshake;
+mod link;
+mod server;
+
+pub use link::Link;
+pub use server::{Handler, Server};
 
 use bytes::Bytes;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 pub type NodeId = u64;
 
 /// Who we are to others; checked on both sides of every handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
+    /// Nil: a client that takes any cluster.
     pub cluster: uuid::Uuid,
     /// `None`: a client (a mount without a replica, the CLI).
     pub node: Option<NodeId>,
@@ -20,16 +35,23 @@ pub struct Identity {
     pub incarnation: u64,
 }
 
-/// A message in either direction: a kind, a bounded bincode header, and raw bytes.
-#[derive(Clone, Debug)]
+/// A message in either direction: a kind, a bounded header, and raw bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     pub kind: u8,
     pub header: Bytes,
     pub body: Bytes,
 }
 
+impl Message {
+    /// The answer to what cannot be handled; [`Link::call`] turns it into [`NetError::Refused`].
+    pub fn refused(why: impl Into<String>) -> Message {
+        Message { kind: frame::KIND_REFUSED, header: Bytes::from(why.into().into_bytes()), body: Bytes::new() }
+    }
+}
+
 /// What a link is for; peers keep one of each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Purpose {
     /// Votes, heartbeats, read confirmations.
     Pulse,
@@ -41,55 +63,42 @@ pub enum Purpose {
     Client,
 }
 
+/// The other end of an accepted link.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub address: SocketAddr,
+    /// `None`: a client.
+    pub node: Option<NodeId>,
+    pub incarnation: u64,
+    pub purpose: Purpose,
+}
+
+/// Why a call brought no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum NetError {
     #[error("cannot connect to {address}: {why}")]
     Connect { address: SocketAddr, why: String },
     #[error("{address} refused the handshake: {why}")]
     Handshake { address: SocketAddr, why: String },
-    /// The request may or may not have arrived.
     #[error("the connection to {address} broke: {why}")]
     Broken { address: SocketAddr, why: String },
-    /// The request may or may not have been handled.
     #[error("{address} did not answer in time")]
     Timeout { address: SocketAddr },
+    #[error("{address} refused the message: {why}")]
+    Refused { address: SocketAddr, why: String },
     #[error("{what}: {length} bytes exceed the limit of {limit}")]
     TooLarge { what: &'static str, length: usize, limit: usize },
 }
 
-/// A link to one address for one purpose: connects when first used, again after it broke.
-#[derive(Clone)]
-pub struct Link {}
-
-impl Link {
-    /// `expected`: the node that must answer there (`None`: any node of the cluster).
-    pub fn new(own: Identity, address: SocketAddr, expected: Option<NodeId>, purpose: Purpose) -> Link {
-        unimplemented!()
-    }
-    /// Send and wait for the answer, until the deadline. Calls are sent in the order of this method's first poll.
-    pub async fn call(&self, message: Message, deadline: Instant) -> Result<Message, NetError> {
-        unimplemented!()
-    }
-    /// Queue the message now (in the order of these calls) and return a future of its answer: for pipelines.
-    pub async fn start(
-        &self,
-        message: Message,
-        deadline: Instant,
-    ) -> Result<impl Future<Output = Result<Message, NetError>> + Send + 'static, NetError> {
-        unimplemented!() as Result<std::future::Ready<Result<Message, NetError>>, NetError>
+impl NetError {
+    /// `false`: the message has certainly not been handled. `true`: nobody knows.
+    pub fn may_have_arrived(&self) -> bool {
+        match self {
+            NetError::Connect { .. } | NetError::Handshake { .. } | NetError::TooLarge { .. } => false,
+            NetError::Broken { .. } | NetError::Timeout { .. } | NetError::Refused { .. } => true,
+        }
     }
 }
 
-/// What a server does with a message. Called in order of arrival on a link; the futures run concurrently.
-pub trait Handler: Send + Sync + 'static {
-    fn handle(&self, from: &Caller, message: Message) -> impl Future<Output = Message> + Send + 'static;
-}
-
-/// The other end of an accepted link.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    pub address: SocketAddr,
-    pub node: Option<NodeId>,
-    pub incarnation: u64,
-    pub purpose: Purpose,
-}
+#[cfg(test)]
+mod tests;

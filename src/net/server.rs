@@ -1,0 +1,163 @@
+//! The accepting end: who may call, how much at once, and the way from frame to handler and back.
+
+use super::frame::{self, Direction, Frame};
+use super::handshake::{self, HANDSHAKE_TIME, Hello, Incarnations};
+use super::link::{prepare, write_frames};
+use super::{Caller, Identity, Message};
+use std::io::Result;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::BufReader;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Clients connected at one time; peers do not count.
+const CLIENTS_MAX: usize = 1024;
+/// Connections that have not yet said who they are.
+const STRANGERS_MAX: usize = 64;
+/// Calls of one connection that are being handled at one time.
+const CALLS_MAX: usize = 1024;
+/// Bytes of requests of one peer's connection that are being handled.
+const PEER_BYTES_MAX: usize = 64 << 20;
+/// Bytes of requests of all clients together that are being handled.
+const CLIENT_BYTES_MAX: usize = 256 << 20;
+/// A client that sends nothing for so long is let go; its link connects again when it has something to say.
+const CLIENT_IDLE: Duration = Duration::from_secs(300);
+
+/// What a server does with a message.
+pub trait Handler: Send + Sync + 'static {
+    /// Called in the order of arrival on a link; the futures run concurrently, each in a task of its own.
+    fn handle(&self, from: &Caller, message: Message) -> impl Future<Output = Message> + Send + 'static;
+}
+
+/// Accepts links until it is stopped.
+pub struct Server<H> {
+    own: Identity,
+    handler: Arc<H>,
+    seen: Incarnations,
+    clients: Arc<Semaphore>,
+    client_bytes: Arc<Semaphore>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl<H: Handler> Server<H> {
+    /// Serve until `stop` is cancelled and every connection has ended.
+    pub async fn run(listener: TcpListener, own: Identity, handler: Arc<H>, stop: CancellationToken) {
+        let server = Arc::new(Server {
+            own,
+            handler,
+            seen: Incarnations::default(),
+            clients: Arc::new(Semaphore::new(CLIENTS_MAX)),
+            client_bytes: Arc::new(Semaphore::new(CLIENT_BYTES_MAX)),
+            stop: stop.clone(),
+            tasks: TaskTracker::new(),
+        });
+        stop.run_until_cancelled(server.clone().accept(listener)).await;
+        server.tasks.close();
+        server.tasks.wait().await;
+    }
+
+    async fn accept(self: Arc<Self>, listener: TcpListener) {
+        let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+        loop {
+            let Ok(stranger) = strangers.clone().acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, address)) => {
+                    let server = self.clone();
+                    self.tasks.spawn(async move {
+                        let stop = server.stop.clone();
+                        stop.run_until_cancelled(server.welcome(stream, address, stranger)).await;
+                    });
+                }
+                // Out of descriptors, or the caller has gone again: nothing to do but to let others finish.
+                Err(e) => {
+                    tracing::warn!("cannot accept a connection: {e}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn welcome(self: Arc<Self>, mut stream: TcpStream, address: SocketAddr, stranger: OwnedSemaphorePermit) {
+        if prepare(&stream).is_err() {
+            return;
+        }
+        match timeout(HANDSHAKE_TIME, handshake::answer(&mut stream, &self.own, &self.seen)).await {
+            Ok(Ok(hello)) => {
+                drop(stranger);
+                self.serve(stream, address, hello).await;
+            }
+            Ok(Err(e)) => tracing::warn!("refused a connection from {address}: {e}"),
+            Err(_) => tracing::warn!("refused a connection from {address}: it did not say who it is in time"),
+        }
+    }
+
+    async fn serve(self: Arc<Self>, stream: TcpStream, address: SocketAddr, hello: Hello) {
+        let Hello { node, incarnation, purpose, .. } = hello;
+        let caller = Caller { address, node, incarnation, purpose };
+        let (bytes, _client) = match node {
+            Some(_) => (Arc::new(Semaphore::new(PEER_BYTES_MAX)), None),
+            None => match self.clients.clone().try_acquire_owned() {
+                Ok(permit) => (self.client_bytes.clone(), Some(permit)),
+                Err(_) => return tracing::warn!("refused the client {address}: {CLIENTS_MAX} are connected"),
+            },
+        };
+        let (read, mut write) = stream.into_split();
+        let (answers, mut frames) = mpsc::channel(CALLS_MAX);
+        let ended = tokio::select! {
+            ended = self.read_requests(read, &caller, bytes, answers) => ended,
+            ended = write_frames(&mut write, &mut frames) => ended,
+        };
+        if let Err(e) = ended {
+            tracing::debug!("the connection from {address} ended: {e}");
+        }
+    }
+
+    async fn read_requests(
+        &self,
+        read: OwnedReadHalf,
+        caller: &Caller,
+        bytes: Arc<Semaphore>,
+        answers: mpsc::Sender<Frame>,
+    ) -> Result<()> {
+        let mut read = BufReader::with_capacity(64 << 10, read);
+        let idle = if caller.node.is_none() { CLIENT_IDLE } else { Duration::MAX };
+        let calls = Arc::new(Semaphore::new(CALLS_MAX));
+        loop {
+            let prelude = match timeout(idle, frame::read_prelude(&mut read)).await {
+                Err(_) => return Ok(()),
+                Ok(prelude) => match prelude? {
+                    None => return Ok(()),
+                    Some(prelude) => prelude,
+                },
+            };
+            // Before the bytes are taken in, there must be room for them.
+            let permits = acquire(&calls, &bytes, prelude.bytes()).await?;
+            let frame = prelude.read_rest(&mut read).await?;
+            let answer = self.handler.handle(caller, frame.message);
+            let (call, answers) = (frame.call, answers.clone());
+            self.tasks.spawn(async move {
+                let message = answer.await;
+                drop(permits);
+                // If the caller has gone, nobody wants the answer.
+                let _ = answers.send(Frame { direction: Direction::Answer, call, message }).await;
+            });
+        }
+    }
+}
+
+async fn acquire(
+    calls: &Arc<Semaphore>,
+    bytes: &Arc<Semaphore>,
+    count: usize,
+) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+    let call = calls.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+    let bytes = bytes.clone().acquire_many_owned(count as u32).await.map_err(std::io::Error::other)?;
+    Ok((call, bytes))
+}

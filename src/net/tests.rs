@@ -1,0 +1,143 @@
+//! Real sockets on loopback: what a peer, a client and a stranger meet.
+
+use super::*;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// Answers each message with its own bytes; kind 9 waits so many milliseconds first as its header's first byte says.
+struct Echo;
+
+impl Handler for Echo {
+    fn handle(&self, _: &Caller, message: Message) -> impl Future<Output = Message> + Send + 'static {
+        async move {
+            match message.kind {
+                9 => tokio::time::sleep(Duration::from_millis(message.header[0].into())).await,
+                10 => return Message::refused("not today"),
+                _ => {}
+            }
+            message
+        }
+    }
+}
+
+fn identity(node: Option<NodeId>, incarnation: u64) -> Identity {
+    Identity { cluster: uuid::Uuid::from_u128(7), node, incarnation }
+}
+
+fn message(kind: u8, header: &[u8], body: impl Into<Bytes>) -> Message {
+    Message { kind, header: Bytes::copy_from_slice(header), body: body.into() }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
+/// A server of node 1, stopped when the guard is dropped.
+async fn server() -> (SocketAddr, tokio_util::sync::DropGuard) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    tokio::spawn(Server::run(listener, identity(Some(1), 1), Arc::new(Echo), stop.clone()));
+    (address, stop.drop_guard())
+}
+
+#[tokio::test]
+async fn a_slow_call_does_not_hold_up_a_quick_one_and_bodies_arrive_whole() {
+    let (address, _server) = server().await;
+    let link = Link::new(identity(Some(2), 1), address, Some(1), Purpose::Append);
+    let slow = link.start(message(9, &[200], ""), soon()).await.unwrap();
+    let body: Bytes = (0..3_000_000u32).map(|i| (i * 7) as u8).collect();
+    let quick = link.call(message(1, b"head", body.clone()), soon()).await.unwrap();
+    assert_eq!(quick, message(1, b"head", body));
+    assert_eq!(slow.await.unwrap().kind, 9);
+}
+
+#[tokio::test]
+async fn a_deadline_ends_the_wait_and_says_that_nobody_knows() {
+    let (address, _server) = server().await;
+    let link = Link::new(identity(None, 0), address, None, Purpose::Client);
+    let error = link.call(message(9, &[250], ""), Instant::now() + Duration::from_millis(30)).await.unwrap_err();
+    assert!(matches!(error, NetError::Timeout { .. }) && error.may_have_arrived(), "{error}");
+}
+
+#[tokio::test]
+async fn a_link_connects_again_after_its_server_came_back() {
+    let (address, server) = server().await;
+    let link = Link::new(identity(Some(2), 1), address, Some(1), Purpose::Pulse);
+    link.call(message(1, b"a", ""), soon()).await.unwrap();
+    drop(server);
+    let gone = loop {
+        match link.call(message(1, b"b", ""), soon()).await {
+            Err(e) if !e.may_have_arrived() => break e,
+            _ => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    assert!(matches!(gone, NetError::Connect { .. }), "{gone}");
+    let listener = TcpListener::bind(address).await.unwrap();
+    let stop = CancellationToken::new();
+    tokio::spawn(Server::run(listener, identity(Some(1), 2), Arc::new(Echo), stop.clone()));
+    link.call(message(1, b"c", ""), soon()).await.unwrap();
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn strangers_impostors_and_old_copies_are_refused_at_the_handshake() {
+    let (address, _server) = server().await;
+    let try_as = async |own: Identity, expected, purpose| {
+        Link::new(own, address, expected, purpose).call(message(1, b"", ""), soon()).await
+    };
+    let other_cluster = Identity { cluster: uuid::Uuid::from_u128(8), node: Some(2), incarnation: 1 };
+    let newcomer = Identity { cluster: uuid::Uuid::nil(), node: None, incarnation: 0 };
+    let refused = [
+        (try_as(other_cluster, None, Purpose::Append).await, "cluster id mismatch"),
+        (try_as(identity(Some(2), 1), Some(3), Purpose::Append).await, "looks for"),
+        (try_as(identity(Some(1), 1), None, Purpose::Append).await, "which is this node"),
+        (try_as(identity(None, 0), None, Purpose::Append).await, "clients may only"),
+    ];
+    for (result, why) in refused {
+        let error = result.unwrap_err();
+        assert!(matches!(error, NetError::Handshake { .. }) && error.to_string().contains(why), "{error}");
+    }
+    try_as(newcomer, None, Purpose::Client).await.unwrap();
+    try_as(identity(Some(2), 5), Some(1), Purpose::Append).await.unwrap();
+    let reverted = try_as(identity(Some(2), 4), Some(1), Purpose::Append).await.unwrap_err();
+    assert!(reverted.to_string().contains("old copy"), "{reverted}");
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_apart_from_an_answer() {
+    let (address, _server) = server().await;
+    let link = Link::new(identity(None, 0), address, None, Purpose::Client);
+    let error = link.call(message(10, b"", ""), soon()).await.unwrap_err();
+    assert!(error.to_string().contains("not today"), "{error}");
+}
+
+/// What a raw connection gets back before it is closed, within the time for a frame and a little.
+async fn poke(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    let mut answer = Vec::new();
+    tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await.expect("closed").ok();
+    answer
+}
+
+#[tokio::test]
+async fn garbage_and_huge_lengths_close_the_connection() {
+    let (address, _server) = server().await;
+    let hello = frame::Frame {
+        direction: frame::Direction::Request,
+        call: 0,
+        message: message(frame::KIND_HELLO, b"not a hello", ""),
+    };
+    let mut huge = hello.head().to_vec();
+    huge[16..20].copy_from_slice(&u32::MAX.to_le_bytes());
+    let mut flipped = hello.head().to_vec();
+    flipped[34] ^= 1;
+    for bytes in [&b"GET / HTTP/1.1\r\nHost: a.b.c.d.e.f.g\r\n\r\n"[..], &huge, &flipped, &hello.head()[..20]] {
+        assert!(poke(address, bytes).await.is_empty());
+    }
+    assert!(!poke(address, &hello.head()).await.is_empty(), "a well-formed stranger is told why");
+}
