@@ -2,9 +2,9 @@
 //!
 //! Every verb shows an example, because an example is what people look for in a help text.
 
+use crate::cli::words::{MemberAt, MountAt, NodeList, SignalName, TreePath, Ttl, Which};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 #[derive(Debug, Parser)]
@@ -55,14 +55,18 @@ pub enum Verb {
     #[command(after_help = "Example:\n  keelfs read /greeting")]
     Read(PathArgs),
     /// Replace or create a whole file; prints its new version
-    #[command(after_help = "A write cancels the file's expiry unless --ttl gives a new one. Up to 1 MiB it is one step \
+    #[command(
+        after_help = "A write cancels the file's expiry unless --ttl gives a new one. Up to 1 MiB it is one step \
         that replaces the content in place; more goes to a hidden file that is then renamed.\n\n\
-        Examples:\n  echo hello | keelfs write /greeting\n  keelfs write /token secret.txt --ttl 30s")]
+        Examples:\n  echo hello | keelfs write /greeting\n  keelfs write /token secret.txt --ttl 30s"
+    )]
     Write(WriteArgs),
     /// Replace a whole file if its version is VERSION; prints the version it then has
-    #[command(after_help = "VERSION 0 means: the file must not exist. On a mismatch the exit code is 3 and the current \
+    #[command(
+        after_help = "VERSION 0 means: the file must not exist. On a mismatch the exit code is 3 and the current \
         version is printed.\n\nExample:\n  v=$(keelfs stat /greeting --version-only)\n  \
-        echo goodbye | keelfs cas /greeting \"$v\" || echo someone was faster")]
+        echo goodbye | keelfs cas /greeting \"$v\" || echo someone was faster"
+    )]
     Cas(CasArgs),
     /// Remove a file, or an empty directory with --directory
     #[command(after_help = "Example:\n  keelfs rm /greeting")]
@@ -71,8 +75,10 @@ pub enum Verb {
     #[command(after_help = "Examples:\n  keelfs stat /greeting\n  keelfs stat /greeting --version-only")]
     Stat(StatArgs),
     /// Show or set how long a file has to live
-    #[command(after_help = "Examples:\n  keelfs ttl /token        # seconds left, or none\n  keelfs ttl /token 5m     \
-        # five minutes from now\n  keelfs ttl /token 0      # for ever")]
+    #[command(
+        after_help = "Examples:\n  keelfs ttl /token        # seconds left, or none\n  keelfs ttl /token 5m     \
+        # five minutes from now\n  keelfs ttl /token 0      # for ever"
+    )]
     Ttl(TtlArgs),
 }
 

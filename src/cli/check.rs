@@ -25,7 +25,7 @@ struct Verdict {
     address: SocketAddr,
     /// Hexadecimal, at the compared index.
     state_hash: Option<String>,
-    /// Why there is no hash.
+    /// Why it could not be compared or tested.
     error: Option<String>,
     /// The first broken invariant, if any.
     broken: Option<String>,
@@ -61,19 +61,20 @@ async fn compare(remote: &Remote, reports: &[NodeReport], index: u64) -> Compari
 
 async fn judge(remote: &Remote, report: &NodeReport, index: u64) -> Verdict {
     let (id, address) = (report.id, report.address);
-    let hash = match &report.error {
-        Some(why) => Err(why.clone()),
-        None => hash_at(remote, report, index).await,
-    };
-    let broken = match hash {
-        Ok(_) => remote.check_of(id, address).await,
-        Err(_) => None,
-    };
-    let (state_hash, error) = match hash {
-        Ok(hash) => (Some(hash), None),
-        Err(why) => (None, Some(why)),
-    };
-    Verdict { id, address, state_hash, error, broken }
+    let mut verdict = Verdict { id, address, state_hash: None, error: report.error.clone(), broken: None };
+    if verdict.error.is_none() {
+        match hash_at(remote, report, index).await {
+            Ok(hash) => verdict.state_hash = Some(hash),
+            Err(why) => verdict.error = Some(why),
+        }
+    }
+    if verdict.error.is_none() {
+        match remote.check_of(address, remote.deadline()).await {
+            Ok(broken) => verdict.broken = broken,
+            Err(why) => verdict.error = Some(why),
+        }
+    }
+    verdict
 }
 
 /// Ask until the node has applied the index, or the time is over.
@@ -94,7 +95,7 @@ async fn hash_at(remote: &Remote, report: &NodeReport, index: u64) -> Result<Str
 }
 
 fn all_agree(nodes: &[Verdict]) -> bool {
-    let sound = nodes.iter().all(|node| node.state_hash.is_some() && node.broken.is_none());
+    let sound = nodes.iter().all(|node| node.state_hash.is_some() && node.error.is_none() && node.broken.is_none());
     sound && nodes.windows(2).all(|pair| pair[0].state_hash == pair[1].state_hash)
 }
 
@@ -121,7 +122,7 @@ fn conclusion(comparison: &Comparison) -> CliResult {
 fn trouble(comparison: &Comparison) -> String {
     let list = |ids: Vec<NodeId>| ids.iter().map(|id| id.to_string()).collect::<Vec<_>>().join(", ");
     let broken: Vec<_> = comparison.nodes.iter().filter(|n| n.broken.is_some()).map(|n| n.id).collect();
-    let missing: Vec<_> = comparison.nodes.iter().filter(|n| n.state_hash.is_none()).map(|n| n.id).collect();
+    let missing: Vec<_> = comparison.nodes.iter().filter(|n| n.error.is_some()).map(|n| n.id).collect();
     let diverging = diverging(&comparison.nodes);
     let mut parts = Vec::new();
     if !diverging.is_empty() {
@@ -144,7 +145,11 @@ fn diverging(nodes: &[Verdict]) -> Vec<NodeId> {
     }
     let most = counts.values().max().copied().unwrap_or(0);
     let accepted = nodes.iter().filter_map(|node| node.state_hash.as_deref()).find(|hash| counts[hash] == most);
-    nodes.iter().filter(|node| node.state_hash.is_some() && node.state_hash.as_deref() != accepted).map(|n| n.id).collect()
+    nodes
+        .iter()
+        .filter(|node| node.state_hash.is_some() && node.state_hash.as_deref() != accepted)
+        .map(|n| n.id)
+        .collect()
 }
 
 #[cfg(test)]

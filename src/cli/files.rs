@@ -40,7 +40,11 @@ impl Files {
     }
 
     pub async fn resolve(&self, path: &str) -> Result<Attributes, Failure> {
-        match self.volume.query(Query::Resolve { path: Bytes::copy_from_slice(path.as_bytes()) }, self.deadline()).await? {
+        match self
+            .volume
+            .query(Query::Resolve { path: Bytes::copy_from_slice(path.as_bytes()) }, self.deadline())
+            .await?
+        {
             Answer::Attributes(attributes) => Ok(attributes),
             other => Err(unexpected(&other)),
         }
@@ -109,9 +113,17 @@ async fn copy_out(files: &Files, file: &Attributes, path: &TreePath, output: Out
             return Err(CliError::failed(format!("{what}: what was printed is not whole; read it again")));
         }
         offset += piece.len() as u64;
-        if output.json { collected.extend_from_slice(&piece) } else { output::raw(&piece)? }
+        if output.json {
+            collected.extend_from_slice(&piece)
+        } else {
+            output::raw(&piece)?
+        }
         if offset >= head.size || piece.is_empty() {
-            return if output.json { output.show(&content_json(path, version, collected), String::new) } else { Ok(()) };
+            return if output.json {
+                output.show(&content_json(path, version, collected), String::new)
+            } else {
+                Ok(())
+            };
         }
     }
 }
@@ -195,11 +207,16 @@ async fn lost(files: &Files, args: &CasArgs, error: upload::Error, output: Outpu
     };
     show_version(output, &args.path, current)?;
     let (path, wanted, current) = (&args.path, args.version, current.0);
-    Err(CliError::new(Exit::VersionMismatch, match (wanted, current) {
-        (_, 0) => format!("cannot cas {path}: it does not exist, and version {wanted} was expected"),
-        (0, _) => format!("cannot cas {path}: it exists with version {current}, and version 0 means that it must not"),
-        _ => format!("cannot cas {path}: its version is {current}, not {wanted}: someone was faster"),
-    }))
+    Err(CliError::new(
+        Exit::VersionMismatch,
+        match (wanted, current) {
+            (_, 0) => format!("cannot cas {path}: it does not exist, and version {wanted} was expected"),
+            (0, _) => {
+                format!("cannot cas {path}: it exists with version {current}, and version 0 means that it must not")
+            }
+            _ => format!("cannot cas {path}: its version is {current}, not {wanted}: someone was faster"),
+        },
+    ))
 }
 
 /// `keelfs rm`
@@ -208,7 +225,11 @@ pub async fn rm(args: RmArgs, output: Output) -> CliResult {
     let result = remove(&files, &args.at.path, args.directory).await;
     files.close().await;
     result?;
-    if output.json { output.show(&json!({ "path": args.at.path.as_str(), "removed": true }), String::new) } else { Ok(()) }
+    if output.json {
+        output.show(&json!({ "path": args.at.path.as_str(), "removed": true }), String::new)
+    } else {
+        Ok(())
+    }
 }
 
 async fn remove(files: &Files, path: &TreePath, directory: bool) -> CliResult {

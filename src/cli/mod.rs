@@ -17,6 +17,7 @@ mod output;
 mod remote;
 mod serve;
 mod status;
+mod upload;
 mod words;
 
 use args::{CommandLine, Verb};

@@ -79,9 +79,22 @@ impl Remote {
 
     /// The state's hash right after entry `index` at this very node, hexadecimal, once the node has applied it. `None`:
     /// it has not, or does not know it any more.
-    pub async fn hash_at(&self, address: SocketAddr, index: LogIndex, deadline: Instant) -> Result<Option<String>, String> {
-        let client = Client::new(vec![address], self.cluster).map_err(|why| why.to_string())?;
-        let hash = client.hash_at(index, deadline).await.map_err(|why| why.to_string())?;
+    pub async fn hash_at(
+        &self,
+        address: SocketAddr,
+        index: LogIndex,
+        deadline: Instant,
+    ) -> Result<Option<String>, String> {
+        let hash = self.only(address)?.hash_at(index, deadline).await.map_err(|why| why.to_string())?;
         Ok(hash.map(|hash| format!("{hash:032x}")))
+    }
+
+    /// The first broken invariant of this very node's state, in words.
+    pub async fn check_of(&self, address: SocketAddr, deadline: Instant) -> Result<Option<String>, String> {
+        self.only(address)?.check(deadline).await.map_err(|why| format!("its invariants were not tested: {why}"))
+    }
+
+    fn only(&self, address: SocketAddr) -> Result<Client, String> {
+        Client::new(vec![address], self.cluster).map_err(|why| why.to_string())
     }
 }

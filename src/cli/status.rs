@@ -70,9 +70,9 @@ impl NodeReport {
 /// Ask all of these at once; each gets its own short time.
 pub async fn gather(remote: &Remote, nodes: impl IntoIterator<Item = (NodeId, SocketAddr)>) -> Vec<NodeReport> {
     let deadline = Instant::now() + NODE_PATIENCE;
-    let asked = nodes.into_iter().map(async |(id, address)| {
-        NodeReport::of(id, address, remote.status_of(address, deadline).await)
-    });
+    let asked = nodes
+        .into_iter()
+        .map(async |(id, address)| NodeReport::of(id, address, remote.status_of(address, deadline).await));
     futures_util::future::join_all(asked).await
 }
 
@@ -84,7 +84,9 @@ pub fn leader(reports: &[NodeReport]) -> Option<NodeId> {
 
 /// The reports as a table for people. The columns that nobody fills are left out.
 pub fn table(reports: &[NodeReport]) -> String {
-    let mut rows = vec![["NODE", "ADDRESS", "PID", "ROLE", "TERM", "LAST LOG", "APPLIED", "STATE HASH", "MOUNT"].map(String::from)];
+    let mut rows = vec![
+        ["NODE", "ADDRESS", "PID", "ROLE", "TERM", "LAST LOG", "APPLIED", "STATE HASH", "MOUNT"].map(String::from),
+    ];
     rows.extend(reports.iter().map(row));
     let widths: Vec<usize> = (0..rows[0].len()).map(|column| width(&rows, column)).collect();
     let lines: Vec<String> = rows.iter().map(|row| line(row, &widths)).collect();
@@ -144,9 +146,29 @@ mod tests {
     fn report(id: NodeId, role: &str, term: u64) -> NodeReport {
         let address = SocketAddr::from(([127, 0, 0, 1], 7700 + id as u16));
         let (role, state_hash) = (role.to_string(), "ab".repeat(16));
-        let replica = ReplicaStatus { role, term, leader: None, last_log: 9, applied: 8, state_hash, snapshot: 0, purged: 0, log_bytes: 1 };
+        let replica = ReplicaStatus {
+            role,
+            term,
+            leader: None,
+            last_log: 9,
+            applied: 8,
+            state_hash,
+            snapshot: 0,
+            purged: 0,
+            log_bytes: 1,
+        };
         let (cluster, version) = (uuid::Uuid::nil(), "1".to_string());
-        let told = NodeStatus { cluster, node: id, address, pid: 42, version, incarnation: 1, mounts: vec![], cs733: None, replica };
+        let told = NodeStatus {
+            cluster,
+            node: id,
+            address,
+            pid: 42,
+            version,
+            incarnation: 1,
+            mounts: vec![],
+            cs733: None,
+            replica,
+        };
         NodeReport::of(id, address, Ok(told))
     }
 

@@ -155,9 +155,9 @@ impl FromStr for SignalName {
         let upper = text.to_uppercase();
         let name = upper.strip_prefix("SIG").unwrap_or(&upper);
         let found = SIGNALS.iter().find(|(known, signal)| *known == name || signal.as_raw().to_string() == name);
-        found.map(|(_, signal)| SignalName(*signal)).ok_or_else(|| {
-            format!("unknown signal; known are {}", SIGNALS.map(|(name, _)| name).join(", "))
-        })
+        found
+            .map(|(_, signal)| SignalName(*signal))
+            .ok_or_else(|| format!("unknown signal; known are {}", SIGNALS.map(|(name, _)| name).join(", ")))
     }
 }
 

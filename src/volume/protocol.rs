@@ -58,6 +58,8 @@ pub(super) enum Ask {
     HashAt { index: LogIndex, wait_ms: u32 },
     /// → `Members`
     Members,
+    /// Test every invariant of the state that is published now. → `Checked`
+    Check { wait_ms: u32 },
 }
 
 /// What a node answers.
@@ -81,6 +83,8 @@ pub(super) enum Told {
     Hash(Option<u128>),
     Members(BTreeMap<NodeId, SocketAddr>),
     Failed(Failure),
+    /// The first invariant that does not hold, in words.
+    Checked(Option<String>),
 }
 
 /// What became of a command that was sent to the cluster.

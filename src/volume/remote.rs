@@ -89,6 +89,14 @@ impl Client {
         }
     }
 
+    /// The first invariant of its state that does not hold at the first node that answers, in words.
+    pub async fn check(&self, deadline: Instant) -> Result<Option<String>, Failure> {
+        match self.ask(deadline, |until| Ask::Check { wait_ms: wait_ms(until) }).await? {
+            Told::Checked(broken) => Ok(broken),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     pub(super) async fn submit(&self, request: &Request, body: &Bytes, deadline: Instant) -> Verdict {
         let mut doubt = false;
         let mut pauses = Pauses::default();

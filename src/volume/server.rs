@@ -14,6 +14,7 @@ use crate::raft::ReplicaError;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
 /// Handles messages of kinds from [`KIND_FIRST`](super::KIND_FIRST) on. Cloning is cheap.
@@ -21,11 +22,12 @@ use tokio::time::timeout_at;
 pub struct Server {
     local: Local,
     status: Arc<dyn Fn() -> NodeStatus + Send + Sync>,
+    checks: Arc<Semaphore>,
 }
 
 impl Server {
     pub fn new(local: Local, status: impl Fn() -> NodeStatus + Send + Sync + 'static) -> Server {
-        Server { local, status: Arc::new(status) }
+        Server { local, status: Arc::new(status), checks: Arc::new(Semaphore::new(1)) }
     }
 
     /// Answer one message, within the time that it grants.
@@ -66,6 +68,7 @@ impl Server {
             Ask::Status => Told::Status(Box::new((self.status)())),
             Ask::HashAt { index, wait_ms } => self.hash_at(index, deadline(wait_ms)).await,
             Ask::Members => Told::Members(self.local.replica().members()),
+            Ask::Check { wait_ms } => self.check(deadline(wait_ms)).await,
         };
         (told, Bytes::new())
     }
@@ -119,6 +122,23 @@ impl Server {
     async fn hash_at(&self, index: LogIndex, deadline: Instant) -> Told {
         let applied = self.local.replica().wait_applied(index, deadline).await;
         Told::Hash(applied.then(|| self.local.replica().hash_at(index)).flatten())
+    }
+
+    /// One at a time: each walks the whole state.
+    async fn check(&self, deadline: Instant) -> Told {
+        let Ok(Ok(turn)) = timeout_at(deadline.into(), self.checks.clone().acquire_owned()).await else {
+            return Told::Failed(Failure::NoMajority);
+        };
+        let state = self.local.replica().state();
+        let check = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            state.check().err().map(|broken| broken.to_string())
+        });
+        match timeout_at(deadline.into(), check).await {
+            Ok(Ok(broken)) => Told::Checked(broken),
+            Ok(Err(_)) => Told::Failed(Failure::Stopped("the check did not end".into())),
+            Err(_) => Told::Failed(Failure::NoMajority),
+        }
     }
 }
 

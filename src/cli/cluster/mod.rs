@@ -62,7 +62,10 @@ fn status(args: DirArgs, output: Output) -> CliResult {
 fn no_leader(cluster: &ClusterDir, reports: &[NodeReport]) -> String {
     let (up, all) = (reports.iter().filter(|report| report.answers()).count(), reports.len());
     let dir = cluster.dir.display();
-    format!("no node leads; {up} of {all} answer, {} must. `keelfs cluster start --dir {dir}` starts the rest", all / 2 + 1)
+    format!(
+        "no node leads; {up} of {all} answer, {} must. `keelfs cluster start --dir {dir}` starts the rest",
+        all / 2 + 1
+    )
 }
 
 /// `keelfs cluster kill`

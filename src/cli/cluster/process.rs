@@ -28,7 +28,8 @@ pub struct Server {
 impl Server {
     /// The process that serves the data directory (absolute), if one does.
     pub fn find(data: &Path) -> Option<Server> {
-        let pids = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        let pids =
+            fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
         pids.into_iter().find_map(|pid| Server::open(pid, data))
     }
 

@@ -50,12 +50,12 @@ pub fn start(args: StartArgs, output: Output) -> CliResult {
 
 /// A directory for a new cluster is missing or empty.
 fn must_be_usable(dir: &Path) -> CliResult {
-    match fs::read_dir(dir) {
-        Ok(mut entries) if entries.next().is_some() => Err(CliError::failed(format!(
+    match fs::read_dir(dir).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(CliError::failed(format!(
             "{} holds other things and no cluster: choose another directory with --dir",
             dir.display()
         ))),
-        Ok(_) => Ok(()),
         Err(why) if why.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(why) => Err(why).tried(|| format!("cannot use {}", dir.display())),
     }
@@ -147,7 +147,8 @@ fn layout(args: &StartArgs) -> CliResult<Vec<NodeConfig>> {
         mount: mounts.get(id).cloned(),
     };
     let nodes: Vec<_> = ids.iter().map(node).collect();
-    let ports: std::collections::BTreeSet<_> = nodes.iter().flat_map(|n| [Some(n.address), n.cs733]).flatten().collect();
+    let ports: std::collections::BTreeSet<_> =
+        nodes.iter().flat_map(|n| [Some(n.address), n.cs733]).flatten().collect();
     match ports.len() == 2 * nodes.len() {
         true => Ok(nodes),
         false => Err(CliError::usage("--base-port and --cs733-base-port overlap: choose them at least 8 apart")),
@@ -238,7 +239,8 @@ pub fn bring_up(cluster: &ClusterDir, nodes: &[&NodeConfig], timeout: Duration) 
     let dead: Vec<_> = nodes.iter().filter(|node| server(cluster, node).is_none()).collect();
     for node in &dead {
         ports::must_be_free(node.address, "another --base-port in a new cluster")?;
-        node.cs733.map_or(Ok(()), |address| ports::must_be_free(address, "another --cs733-base-port in a new cluster"))?;
+        node.cs733
+            .map_or(Ok(()), |address| ports::must_be_free(address, "another --cs733-base-port in a new cluster"))?;
         node.mount.as_deref().map_or(Ok(()), prepare_mount)?;
     }
     let mut starting = Vec::new();
@@ -338,7 +340,10 @@ fn late(cluster: &ClusterDir, starting: &[Starting], lacking: &BTreeMap<NodeId, 
             format!("\n  {what}; the end of {}:{}", log.display(), process::last_lines(&log, from, LOG_LINES))
         })
         .collect();
-    CliError::new(Exit::NoMajority, format!("the cluster did not come up in time (--timeout); its processes run on{quoted}"))
+    CliError::new(
+        Exit::NoMajority,
+        format!("the cluster did not come up in time (--timeout); its processes run on{quoted}"),
+    )
 }
 
 #[cfg(test)]
