@@ -172,3 +172,13 @@ impl Iterator for SnapshotReader {
         unimplemented!()
     }
 }
+
+/// SKELETON: one process at a time uses a data directory; held until dropped (or the process ends).
+pub struct DirectoryLock {}
+
+impl DirectoryLock {
+    /// `StorageError::InUse` if another process holds it.
+    pub fn acquire(directory: &Path) -> Result<DirectoryLock, StorageError> {
+        unimplemented!()
+    }
+}

@@ -58,8 +58,8 @@ pub(super) enum Ask {
     HashAt { index: LogIndex, wait_ms: u32 },
     /// → `Members`
     Members,
-    /// Test every invariant of the state that is published now. → `Checked`
-    Check { wait_ms: u32 },
+    /// Test every invariant of this replica's state. → `Checked`
+    Check,
 }
 
 /// What a node answers.
@@ -82,9 +82,9 @@ pub(super) enum Told {
     Status(Box<NodeStatus>),
     Hash(Option<u128>),
     Members(BTreeMap<NodeId, SocketAddr>),
-    Failed(Failure),
-    /// The first invariant that does not hold, in words.
+    /// The first invariant that is broken, in words.
     Checked(Option<String>),
+    Failed(Failure),
 }
 
 /// What became of a command that was sent to the cluster.
