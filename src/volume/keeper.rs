@@ -124,7 +124,7 @@ async fn keep(volume: Weak<Shared>) {
         }
         // With the session ended this opens a new one first.
         let sign = Command::KeepAlive { closed };
-        match shared.submit(Credentials::default(), sign, Bytes::new(), now + ALIVE_TIME).await {
+        match shared.submit(None, Credentials::default(), sign, Bytes::new(), now + ALIVE_TIME).await {
             Ok(_) => last_sign = now,
             Err(failure) => tracing::warn!("cannot keep the session alive, trying again: {failure}"),
         }
