@@ -106,15 +106,29 @@ impl Node {
             _lock: lock,
         };
         let server = crate::volume::Server::new(local, move || status());
-        let dispatch = Arc::new(Dispatch { replica: replica.clone(), server });
+        let dispatch = Arc::new(Dispatch { replica, server });
         node.tasks.spawn(net::Server::run(listener, own, dispatch, node.back.clone()));
-        if !directory.bootstrapped {
-            bootstrap(&mut directory, &replica, fresh).await?;
+        if let Err(error) = node.bring_up(&mut directory, fresh, cs733, options.mounts).await {
+            node.stop().await;
+            return Err(error);
         }
-        node.tasks.spawn(upkeep::run(replica, directory.node, node.front.clone()));
-        node.start_gateway(cs733);
-        node.mount_all(options.mounts).await?;
         Ok(node)
+    }
+
+    /// What needs the listener: the first membership, upkeep, the front ends.
+    async fn bring_up(
+        &mut self,
+        directory: &mut DataDirectory,
+        fresh: bool,
+        cs733: Option<TcpListener>,
+        mounts: Vec<(PathBuf, MountOptions)>,
+    ) -> Result<(), NodeError> {
+        if !directory.bootstrapped {
+            bootstrap(directory, &self.replica, fresh).await?;
+        }
+        self.tasks.spawn(upkeep::run(self.replica.clone(), directory.node, self.front.clone()));
+        self.start_gateway(cs733);
+        self.mount_all(mounts)
     }
 
     fn start_gateway(&mut self, cs733: Option<TcpListener>) {
@@ -124,16 +138,12 @@ impl Node {
         }
     }
 
-    async fn mount_all(&mut self, mounts: Vec<(PathBuf, MountOptions)>) -> Result<(), NodeError> {
+    fn mount_all(&mut self, mounts: Vec<(PathBuf, MountOptions)>) -> Result<(), NodeError> {
         for (path, options) in mounts {
             let volume = self.volume(&format!("mount {}", path.display()));
-            match fuse::mount(volume, &path, options) {
-                Ok(mount) => self.mounts.push(mount),
-                Err(e) => {
-                    self.stop().await;
-                    return Err(NodeError::failed(format!("cannot mount at {}: {e:#}", path.display())));
-                }
-            }
+            let mount = fuse::mount(volume, &path, options);
+            let failed = |e| NodeError::failed(format!("cannot mount at {}: {e:#}", path.display()));
+            self.mounts.push(mount.map_err(failed)?);
         }
         Ok(())
     }

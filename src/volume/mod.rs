@@ -10,9 +10,9 @@
 //!
 //! Absent on purpose: caches, errno, and anything of the kernel's; which of these a front end needs, it keeps itself.
 //!
-//! The files: [`session`] numbers requests, [`opens`] knows which inodes are in use, [`keeper`] keeps the session alive;
-//! [`forward`] finds the leader; [`gate`] coalesces read confirmations; [`local`] and [`remote`] are the two ways to the
-//! cluster; [`protocol`] and [`server`] are how nodes talk to clients. Source of the exactly-once design: Ongaro's thesis,
+//! The files: `session` numbers requests, `opens` knows which inodes are in use, `keeper` keeps the session alive;
+//! `forward` finds the leader; `gate` coalesces read confirmations; `local` and `remote` are the two ways to the
+//! cluster; `protocol` and `server` are how nodes talk to clients. Source of the exactly-once design: Ongaro's thesis,
 //! chapter 6.
 
 mod forward;
@@ -261,7 +261,8 @@ impl Shared {
             let request = ticket.request(credentials, command.clone());
             match self.send(&request, &body, deadline).await {
                 Verdict::Outcome { outcome: Err(Refusal::SessionEnded), doubt } => {
-                    self.standing.ended(&session, self.opens.lock().len());
+                    let open_inodes = self.opens.lock().len();
+                    self.standing.ended(&session, open_inodes);
                     if doubt {
                         return Err(Failure::Unknown);
                     }
