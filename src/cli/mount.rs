@@ -50,7 +50,8 @@ async fn serve_mount(args: &MountArgs, dir: &Path, options: MountOptions) -> Cli
     until_told_or_unmounted(dir).await?;
     let unmounted = tokio::task::spawn_blocking(move || mounted.unmount()).await;
     volume.close().await;
-    let unmounted = unmounted.map_err(|why| why.to_string()).and_then(|result| result.map_err(|why| format!("{why:#}")));
+    let unmounted =
+        unmounted.map_err(|why| why.to_string()).and_then(|result| result.map_err(|why| format!("{why:#}")));
     unmounted.tried(|| format!("cannot unmount {}", dir.display()))
 }
 
@@ -72,13 +73,15 @@ async fn until_told_or_unmounted(dir: &Path) -> CliResult {
 
 /// Run this very command in a process of its own, and watch until its mount answers.
 fn mount_in_background(args: &MountArgs, dir: &Path, output: Output) -> CliResult {
-    let log = args.log.clone().unwrap_or_else(|| {
-        std::env::temp_dir().join(format!("keelfs-mount-{}.log", Uuid::new_v4().simple()))
-    });
+    let log = args
+        .log
+        .clone()
+        .unwrap_or_else(|| std::env::temp_dir().join(format!("keelfs-mount-{}.log", Uuid::new_v4().simple())));
     let log = std::path::absolute(&log).tried(|| format!("cannot write {}", log.display()))?;
     let nodes: Vec<_> = args.nodes.0.iter().map(|address| address.to_string()).collect();
     let (nodes, options) = (nodes.join(","), args.options.join(","));
-    let mut words: Vec<&OsStr> = vec![OsStr::new("mount"), OsStr::new("--own-session"), OsStr::new(&nodes), dir.as_os_str()];
+    let mut words: Vec<&OsStr> =
+        vec![OsStr::new("mount"), OsStr::new("--own-session"), OsStr::new(&nodes), dir.as_os_str()];
     if !options.is_empty() {
         words.extend([OsStr::new("-o"), OsStr::new(&options)]);
     }

@@ -341,10 +341,11 @@ impl Replica {
     /// Resolves when Raft or the log has ended by itself, with the reason: the process must end.
     pub async fn failed(&self) -> String {
         let mut failure = self.inner.failure.clone();
-        match failure.wait_for(Option::is_some).await {
-            Ok(why) => why.clone().unwrap_or_default(),
+        let why = failure.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match why {
+            Some(why) => why,
             // Shut down without a failure.
-            Err(_) => std::future::pending().await,
+            None => std::future::pending().await,
         }
     }
 
