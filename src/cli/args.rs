@@ -191,6 +191,12 @@ pub struct ServeArgs {
     /// The data directory, as given to `keelfs init`
     #[arg(long)]
     pub data: PathBuf,
+    /// Listen here instead of at the address that the members know
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<std::net::SocketAddr>,
+    /// Listen where other machines can reach it, although nothing is encrypted or authenticated
+    #[arg(long)]
+    pub insecure_no_tls: bool,
     /// Mount the tree here
     #[arg(long, value_name = "DIR")]
     pub mount: Option<PathBuf>,
@@ -218,6 +224,9 @@ pub struct MountArgs {
     /// Return once the mount answers, and serve it from a process of its own
     #[arg(long)]
     pub background: bool,
+    /// Where that process writes its log [default: a new file in the directory for temporary files]
+    #[arg(long, value_name = "FILE", requires = "background")]
+    pub log: Option<PathBuf>,
     #[arg(long, hide = true)]
     pub own_session: bool,
 }

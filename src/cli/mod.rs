@@ -29,7 +29,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Parse the command line, do what it says, and say how that went.
 pub fn main() -> ExitCode {
-    let line = CommandLine::parse();
+    let words = std::env::args_os().collect();
+    let line = CommandLine::parse_from(mount::from_mount8(words));
     let output = Output { json: line.json };
     trace(&line.verb);
     match run(line.verb, output) {
@@ -61,7 +62,7 @@ fn run(verb: Verb, output: Output) -> CliResult {
 
 /// Run one verb's future to its end.
 fn block_on<T>(future: impl Future<Output = CliResult<T>>) -> CliResult<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.tried(|| "cannot start the runtime".into())?;
     let result = runtime.block_on(future);
     // A thread that still waits for a terminal's input must not hold up the end.

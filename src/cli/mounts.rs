@@ -12,6 +12,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 const OURS: &str = "fuse.keelfs";
+/// How long a mount may take to answer before it counts as dead.
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// One line of mountinfo (proc(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +96,57 @@ pub fn answers(path: &Path, patience: Duration) -> bool {
     told.recv_timeout(patience).unwrap_or(false)
 }
 
+/// See to it that something can be mounted here: a directory that is empty, after a dead mount of ours was cleaned off it.
+pub fn prepare(path: &Path) -> CliResult {
+    fuse_is_there()?;
+    match found(path)? {
+        Found::Foreign => {
+            return Err(CliError::failed(format!(
+                "{} is a mount of another file system: choose another directory",
+                path.display()
+            )));
+        }
+        Found::Ours if answers(path, ANSWER_PATIENCE) => {
+            return Err(CliError::failed(format!(
+                "{} is a keelfs mount of another process: `keelfs umount {}` first, or choose another directory",
+                path.display(),
+                path.display()
+            )));
+        }
+        Found::Ours => release(path, Unmount::Lazy)?,
+        Found::Nothing => (),
+    }
+    must_be_empty(path)
+}
+
+fn must_be_empty(path: &Path) -> CliResult {
+    let mut entries = std::fs::read_dir(path).tried(|| format!("cannot use the mount point {}", path.display()))?;
+    match entries.next() {
+        None => Ok(()),
+        Some(_) => Err(CliError::failed(format!(
+            "{} is not empty, and a mount would hide what is in it: choose another directory",
+            path.display()
+        ))),
+    }
+}
+
+fn fuse_is_there() -> CliResult {
+    if !Path::new("/dev/fuse").exists() {
+        return Err(CliError::failed(
+            "cannot mount: /dev/fuse is not there. Load it with `modprobe fuse`; in a container, run that with \
+             `--device /dev/fuse --cap-add SYS_ADMIN`",
+        ));
+    }
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let helper = std::env::split_paths(&paths).any(|dir| dir.join("fusermount3").exists());
+    match helper || rustix::process::geteuid().is_root() {
+        true => Ok(()),
+        false => Err(CliError::failed(
+            "cannot mount as an ordinary user: fusermount3 is not there. Install the package fuse3",
+        )),
+    }
+}
+
 /// How to unmount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unmount {
@@ -170,6 +223,8 @@ mod tests {
         assert!(release(Path::new("/proc"), Unmount::Lazy).unwrap_err().message.contains("left alone"));
         let tmp = tempfile::tempdir().unwrap();
         assert_eq!(found(tmp.path()).unwrap(), Found::Nothing);
+        must_be_empty(tmp.path()).unwrap();
+        assert!(must_be_empty(Path::new("/proc")).unwrap_err().message.contains("is not empty"));
         assert!(release(tmp.path(), Unmount::Clean).unwrap_err().message.contains("is not mounted"));
     }
 

@@ -4,9 +4,12 @@ use crate::cli::args::{InitArgs, ServeArgs};
 use crate::cli::block_on;
 use crate::cli::cluster::process::leave_session;
 use crate::cli::error::{CliError, CliResult};
+use crate::cli::mount::mount_options;
+use crate::cli::mounts;
 use crate::cli::output::Output;
 use crate::net::NodeId;
-use crate::node::identity::{DataDirectory, InitOptions};
+use crate::node::{DataDirectory, InitOptions, Node, NodeOptions};
+use crate::raft::Timing;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -33,6 +36,26 @@ pub fn make_identity(data: &Path, cluster: Uuid, node: NodeId, members: &BTreeMa
     DataDirectory::init(InitOptions { data: data.into(), cluster, node, members: members.clone() })?;
     Ok(())
 }
+
+/// `keelfs serve`: returns when the node has ended.
 pub fn serve(args: ServeArgs) -> CliResult {
-    Ok(())
+    if args.own_session {
+        leave_session()?;
+    }
+    let mount_options = mount_options(&args.options)?;
+    let mut mounts = Vec::new();
+    if let Some(path) = &args.mount {
+        let path = mounts::absolute(path)?;
+        mounts::prepare(&path)?;
+        mounts.push((path, mount_options));
+    }
+    let options = NodeOptions {
+        data: args.data,
+        listen: args.listen,
+        cs733_listen: args.cs733_listen,
+        mounts,
+        timing: Timing::default(),
+        insecure_no_tls: args.insecure_no_tls,
+    };
+    block_on(async { Ok(Node::start(options).await?.run().await?) })
 }

@@ -6,6 +6,9 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+/// Where a node listens if an address names no port.
+const DEFAULT_PORT: u16 = 7700;
+
 /// `NODE=PATH`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountAt {
@@ -43,7 +46,7 @@ fn node_and<'t>(text: &'t str, what: &str, example: &str) -> Result<(NodeId, &'t
     if rest.is_empty() { Err(usage()) } else { Ok((node, rest)) }
 }
 
-/// `HOST:PORT[,HOST:PORT…]`; hosts may be names.
+/// `HOST[:PORT][,…]`; hosts may be names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeList(pub Vec<SocketAddr>);
 
@@ -55,10 +58,10 @@ impl FromStr for NodeList {
 }
 
 fn resolve(address: &str) -> Result<SocketAddr, String> {
-    let found = address.to_socket_addrs().map_err(|why| format!("{address:?} is not HOST:PORT: {why}"))?;
+    let found = address.to_socket_addrs().or_else(|why| (address, DEFAULT_PORT).to_socket_addrs().map_err(|_| why));
+    let mut found: Vec<_> = found.map_err(|why| format!("{address:?} is not HOST:PORT: {why}"))?.collect();
     // IPv4 first: a node listens on one address, and localhost names two.
-    let mut found: Vec<_> = found.collect();
-    found.sort_by_key(|a| a.is_ipv6());
+    found.sort_by_key(|address| address.is_ipv6());
     found.first().copied().ok_or_else(|| format!("{address:?} has no address"))
 }
 
@@ -188,7 +191,8 @@ mod tests {
         assert_eq!(list.0[0], "127.0.0.1:1".parse().unwrap());
         assert_eq!(list.0[1], "[::1]:2".parse().unwrap());
         assert_eq!(list.0[2].port(), 3);
-        assert!("127.0.0.1".parse::<NodeList>().unwrap_err().contains("HOST:PORT"));
+        assert_eq!("127.0.0.1".parse::<NodeList>().unwrap().0, ["127.0.0.1:7700".parse().unwrap()]);
+        assert!("127.0.0.1:x".parse::<NodeList>().unwrap_err().contains("HOST:PORT"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::config::{ClusterConfig, ClusterDir, NodeConfig};
 use super::{ports, process, report, server};
 use crate::cli::args::StartArgs;
 use crate::cli::error::{CliError, CliResult, Tried};
-use crate::cli::mounts::{self, Found, Unmount};
+use crate::cli::mounts::{self, Found};
 use crate::cli::output::{Output, Progress, warn};
 use crate::cli::serve;
 use crate::cli::status::{NodeReport, leader, table};
@@ -176,54 +176,12 @@ fn mounts_of(ids: &[NodeId], asked: &[MountAt]) -> CliResult<BTreeMap<NodeId, Pa
     Ok(mounts)
 }
 
-/// See to it that a mount can be made: a directory that is empty, after a dead mount of ours has been cleaned off it.
+/// As [`mounts::prepare`], of a directory that is made if it is missing.
 fn prepare_mount(path: &Path) -> CliResult {
-    fuse_is_there()?;
-    match mounts::found(path)? {
-        Found::Foreign => {
-            return Err(CliError::failed(format!(
-                "{} is a mount of another file system: choose another path with --mount",
-                path.display()
-            )));
-        }
-        Found::Ours if mounts::answers(path, Duration::from_secs(2)) => {
-            return Err(CliError::failed(format!(
-                "{} is a keelfs mount of another process: `keelfs umount {}` first, or choose another path with --mount",
-                path.display(),
-                path.display()
-            )));
-        }
-        Found::Ours => mounts::release(path, Unmount::Lazy)?,
-        Found::Nothing => (),
+    if mounts::found(path)? == Found::Nothing {
+        fs::create_dir_all(path).tried(|| format!("cannot make the mount point {}", path.display()))?;
     }
-    empty_directory(path)
-}
-
-fn empty_directory(path: &Path) -> CliResult {
-    fs::create_dir_all(path).tried(|| format!("cannot make the mount point {}", path.display()))?;
-    let mut entries = fs::read_dir(path).tried(|| format!("cannot use the mount point {}", path.display()))?;
-    match entries.next() {
-        None => Ok(()),
-        Some(_) => Err(CliError::failed(format!(
-            "{} is not empty, and a mount would hide what is in it: choose another path with --mount",
-            path.display()
-        ))),
-    }
-}
-
-fn fuse_is_there() -> CliResult {
-    if !Path::new("/dev/fuse").exists() {
-        return Err(CliError::failed(
-            "cannot mount: /dev/fuse is not there. Load it with `modprobe fuse`; in a container, run that with \
-             `--device /dev/fuse --cap-add SYS_ADMIN`. Or start with --no-mount",
-        ));
-    }
-    let found = |dir: &Path| dir.join("fusermount3").exists();
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    if rustix::process::geteuid().is_root() || std::env::split_paths(&paths).any(|dir| found(&dir)) {
-        return Ok(());
-    }
-    Err(CliError::failed("cannot mount as an ordinary user: fusermount3 is not there. Install the package fuse3"))
+    mounts::prepare(path)
 }
 
 /// A node that we have just started, as long as we watch it.
@@ -316,7 +274,7 @@ fn lacking(nodes: &[&NodeConfig], reports: &[NodeReport]) -> BTreeMap<NodeId, St
 }
 
 fn mounted(path: &Path) -> bool {
-    matches!(mounts::found(path), Ok(Found::Ours)) && mounts::answers(path, Duration::from_secs(2))
+    matches!(mounts::found(path), Ok(Found::Ours)) && mounts::answers(path, mounts::ANSWER_PATIENCE)
 }
 
 fn must_live(cluster: &ClusterDir, started: &mut Starting) -> CliResult {
@@ -384,10 +342,11 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_point_with_things_in_it_is_refused() {
+    fn a_directory_with_other_things_in_it_is_refused() {
         let tmp = tempfile::tempdir().unwrap();
-        empty_directory(&tmp.path().join("new")).unwrap();
-        assert!(empty_directory(tmp.path()).unwrap_err().message.contains("is not empty"));
+        must_be_usable(&tmp.path().join("new")).unwrap();
+        must_be_usable(tmp.path()).unwrap();
+        fs::write(tmp.path().join("mine"), "").unwrap();
         assert!(must_be_usable(tmp.path()).unwrap_err().message.contains("--dir"));
     }
 }

@@ -64,7 +64,7 @@ fn unmount(path: &Path) -> CliResult {
 /// A mount of ours that is still there although its server has ended. One that answers belongs to somebody else.
 fn take_back(path: &Path) -> CliResult {
     match mounts::found(path)? {
-        Found::Ours if !mounts::answers(path, Duration::from_secs(2)) => mounts::release(path, Unmount::Lazy),
+        Found::Ours if !mounts::answers(path, mounts::ANSWER_PATIENCE) => mounts::release(path, Unmount::Lazy),
         _ => Ok(()),
     }
 }
