@@ -1,6 +1,8 @@
 //! The fears about the log, one file each.
 
+mod cost;
 mod crash;
+mod faults;
 mod real;
 mod rig;
 
