@@ -190,9 +190,11 @@ impl Rig {
             }
             Op::Import(index, size) => self.import(*index, *size),
             Op::Commit => {
-                let last = self.log().state().last;
+                let last = self.log().state().last.filter(|last| self.state().is_true_upto(last.index));
                 self.committed = self.committed.max(last.map_or(0, |last| last.index));
-                self.log().save_committed(last);
+                if last.is_some() {
+                    self.log().save_committed(last);
+                }
             }
             Op::Snapshot(items) => self.write_snapshot(*items),
             Op::Reclaim(modulus) => self.reclaim(*modulus),
@@ -262,7 +264,8 @@ impl Rig {
     }
 
     fn write_snapshot(&mut self, items: usize) {
-        let Some(last) = self.state().purged.filter(|last| self.snapshot.is_none_or(|old| old.0 < *last)) else {
+        let Some(last) = self.state().purged.filter(|last| self.snapshot.is_none_or(|old| old.0.index < last.index))
+        else {
             return;
         };
         self.snapshots_tried.push((last, items));
@@ -377,7 +380,11 @@ impl Rig {
             assert_eq!((meta, items.clone()), (want_meta, want_items.collect()));
             (last, items.len())
         });
-        assert!(held >= self.snapshot && held.is_none_or(|held| self.snapshots_tried.contains(&held)), "{held:?}");
+        let at = |snapshot: Option<(EntryId, usize)>| snapshot.map(|(last, _)| last.index);
+        assert!(
+            at(held) >= at(self.snapshot) && held.is_none_or(|held| self.snapshots_tried.contains(&held)),
+            "{held:?}"
+        );
         self.snapshot = held;
     }
 }
