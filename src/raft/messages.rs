@@ -28,6 +28,11 @@ pub fn message<T: Serialize>(kind: u8, header: &T, body: Bytes) -> Result<Messag
     Ok(Message { kind, header: payload::encode_formatted("message", header)?, body })
 }
 
+/// The same for an answer; one that cannot be encoded becomes a refusal.
+pub fn answer<T: Serialize>(kind: u8, answer: &T) -> Message {
+    message(kind, answer, Bytes::new()).unwrap_or_else(|e| Message::refused(e.to_string()))
+}
+
 pub fn header<T: DeserializeOwned>(message: &Message) -> Result<T, CodecError> {
     payload::decode_formatted("message", &message.header)
 }

@@ -2,7 +2,7 @@
 
 use super::Machine;
 use super::clock::{self, Clock};
-use super::intake::{Intake, Target};
+use super::intake::Target;
 use super::keeper::Keeper;
 use super::network::Network;
 use super::payload;
@@ -198,7 +198,7 @@ impl Replica {
         tokio::spawn(keeper.run(stop.clone()));
         let (tell_leader, leader) = watch::channel(None);
         tokio::spawn(watch_raft(raft.clone(), node, tell_leader, tell_failure, stop.clone()));
-        let server = Server { raft: raft.clone(), target, intake: Arc::new(Intake::default()) };
+        let server = Server { raft: raft.clone(), target, intake: Arc::default(), lanes: Arc::default() };
         let proposed_bytes = Arc::new(Semaphore::new(PROPOSED_BYTES_MAX));
         let clock = Clock::default();
         let inner =
