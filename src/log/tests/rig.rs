@@ -270,7 +270,7 @@ impl Rig {
         };
         self.snapshots_tried.push((last, items));
         let (meta, mut bytes) = snapshot(last, items);
-        if self.log().write_snapshot(last, meta, &mut bytes).is_ok() {
+        if self.log().write_snapshot(last, meta, &mut bytes.map(Ok)).is_ok() {
             self.snapshot = Some((last, items));
         }
     }
