@@ -128,21 +128,3 @@ fn virtual_attributes_say_what_the_inode_knows() {
     assert_eq!(info["version"], play.stat(file).version.0);
     assert_eq!(info["default-ttl"], serde_json::Value::Null);
 }
-
-/// Replicas of different builds compare hashes. If this number changes, so does what they agree on: an upgrade then
-/// needs a plan, not a new number here.
-#[test]
-fn the_hash_of_a_state_is_a_format() {
-    let mut play = Play::new();
-    let directory = play.directory("d");
-    let file = play.make_in(directory, "f", NewNode::File);
-    play.write(file, 7, 9);
-    let (name, value) = (Bytes::from_static(b"user.a"), Bytes::from_static(b"b"));
-    play.run(Command::SetXattr { ino: file, name, value, mode: XattrMode::Any }).unwrap();
-    play.unlink("nothing").unwrap_err();
-    play.run(Command::RemoveDirectory { parent: Ino::ROOT, name: super::name("d"), expected: None }).unwrap_err();
-    let (owner, range) = (LockOwner::Posix(1), LockRange { start: 0, end: 9 });
-    play.run(Command::Lock { ino: file, owner, range, mode: LockMode::Shared, pid: 4, wait: false }).unwrap();
-    play.run(Command::Unlink { parent: directory, name: super::name("f"), expected: Some(file) }).unwrap();
-    assert_eq!(format!("{:032x}", play.state.hash()), "645e699bc8f77c25a5ec9dc049701e2f");
-}
