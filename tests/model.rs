@@ -27,6 +27,13 @@ enum Act {
         who: Credentials,
         command: Command,
     },
+    /// A file is published in the place of another, under a condition.
+    Publish {
+        client: usize,
+        from: Place,
+        to: Place,
+        version: LogIndex,
+    },
     /// An earlier request of this client arrives again.
     Repeat {
         client: usize,
@@ -91,7 +98,7 @@ fn expiry() -> impl Strategy<Value = ExpiryChange> {
     prop_oneof![
         Just(ExpiryChange::Keep),
         Just(ExpiryChange::Clear),
-        (1..40u64).prop_map(|seconds| ExpiryChange::After { ns: seconds * SECOND_NS }),
+        (1..15u64).prop_map(|seconds| ExpiryChange::After { ns: seconds * SECOND_NS }),
         (-5..60i64).prop_map(|seconds| ExpiryChange::At { unix_seconds: world::WALL_START + seconds }),
     ]
 }
@@ -109,10 +116,12 @@ fn at() -> impl Strategy<Value = u64> {
     prop_oneof![3 => 0..20u64, 1 => 0..200u64]
 }
 
+fn rename_mode() -> impl Strategy<Value = RenameMode> {
+    prop_oneof![4 => Just(RenameMode::Replace), 1 => Just(RenameMode::NoReplace), 2 => Just(RenameMode::Exchange)]
+}
+
 fn name_command() -> BoxedStrategy<Command> {
     let mode = prop::sample::select(vec![0o644, 0o755, 0o2775, 0o6755, 0o177_777]);
-    let rename_mode =
-        prop_oneof![4 => Just(RenameMode::Replace), 1 => Just(RenameMode::NoReplace), 2 => Just(RenameMode::Exchange)];
     let replaced = prop_oneof![4 => Just(None), 1 => Just(Some(None)), 2 => Just(Some(Some(pick::TRUE_INO)))];
     prop_oneof![
         6 => (place(), node(), mode).prop_map(|(p, node, mode)| Command::Make { parent: p.parent, name: p.name, node, mode }),
@@ -120,7 +129,7 @@ fn name_command() -> BoxedStrategy<Command> {
         3 => (taken_place(), seen()).prop_map(|(p, expected)| Command::Unlink { parent: p.parent, name: p.name, expected }),
         2 => (taken_place(), seen())
             .prop_map(|(p, expected)| Command::RemoveDirectory { parent: p.parent, name: p.name, expected }),
-        5 => (taken_place(), prop_oneof![place(), taken_place()], rename_mode, seen(), replaced)
+        5 => (taken_place(), prop_oneof![place(), taken_place()], rename_mode(), seen(), replaced)
             .prop_map(|(from, to, mode, moved, replaced)| Command::Rename { from, to, mode, moved, replaced }),
     ]
     .boxed()
@@ -172,7 +181,7 @@ fn attribute_command() -> BoxedStrategy<Command> {
             .prop_map(|(ino, name, value, mode)| Command::SetXattr { ino, name, value, mode }),
         1 => (ino(), xattr()).prop_map(|(ino, name)| Command::RemoveXattr { ino, name }),
         3 => (file(), prop::option::weighted(0.8, version())).prop_map(|(ino, version)| Command::SetReplaceIf { ino, version }),
-        3 => (ino(), expiry()).prop_map(|(ino, expiry)| Command::SetExpiry { ino, expiry }),
+        6 => (prop_oneof![file(), ino()], expiry()).prop_map(|(ino, expiry)| Command::SetExpiry { ino, expiry }),
         1 => (parent(), prop::option::of(0..20u64))
             .prop_map(|(ino, s)| Command::SetDefaultTtl { ino, ttl_ns: s.map(|s| s * SECOND_NS) }),
         2 => (ino(), prop::bool::weighted(0.8)).prop_map(|(ino, ephemeral)| Command::SetEphemeral { ino, ephemeral }),
@@ -191,12 +200,14 @@ fn act() -> BoxedStrategy<Act> {
     let who = prop::sample::select(vec![Credentials { uid: 0, gid: 0 }, Credentials { uid: 3, gid: 4 }]);
     prop_oneof![
         40 => (0..3usize, who, command).prop_map(|(client, who, command)| Act::Submit { client, who, command }),
+        3 => (0..3usize, taken_place(), prop_oneof![place(), taken_place()], version())
+            .prop_map(|(client, from, to, version)| Act::Publish { client, from, to, version }),
         3 => (0..3usize, 0..4usize).prop_map(|(client, back)| Act::Repeat { client, back }),
         2 => (0..3usize).prop_map(|client| Act::Acknowledge { client }),
         1 => Just(Act::Open),
-        3 => (0..12u64).prop_map(|s| Act::Advance { ns: s * SECOND_NS + s }),
-        3 => Just(Act::Decide),
-        2 => Just(Act::Propose),
+        4 => prop_oneof![4 => 0..12u64, 1 => 24..34u64].prop_map(|s| Act::Advance { ns: s * SECOND_NS + s }),
+        5 => Just(Act::Decide),
+        3 => Just(Act::Propose),
         3 => Just(Act::Compare),
         1 => Just(Act::Reimport),
     ]
@@ -225,6 +236,16 @@ impl Pair {
     fn run(&mut self, act: &Act) {
         match act {
             Act::Submit { client, who, command } => self.submit(self.recent(*client), *who, command),
+            Act::Publish { client, from, to, version } => {
+                let (client, mut from, mut to) = (self.recent(*client), from.clone(), to.clone());
+                let (source, target) = (self.naive.look(&mut from), self.naive.look(&mut to));
+                let truth = target.and_then(|ino| self.world.attributes(ino).ok()).map_or(LogIndex(0), |a| a.version);
+                let version = Some(if *version == pick::TRUE_VERSION { truth } else { *version });
+                let who = Credentials::default();
+                self.submit(client, who, &Command::SetReplaceIf { ino: source.unwrap_or(Ino(99)), version });
+                let (mode, moved, replaced) = (RenameMode::Replace, None, None);
+                self.submit(client, who, &Command::Rename { from, to, mode, moved, replaced });
+            }
             Act::Repeat { client, back } => {
                 let sent = &self.sent[self.recent(*client)];
                 if let Some((request, body)) = sent.iter().rev().nth(*back).cloned() {
@@ -332,7 +353,7 @@ fn assert_replays(live: &State, log: &[Entry], middle: usize) {
 }
 
 proptest! {
-    #![proptest_config(cases(96))]
+    #![proptest_config(cases(384))]
 
     /// Whatever is done, core and model agree, and replicas agree with each other.
     #[test]
@@ -439,7 +460,20 @@ fn wild_command() -> BoxedStrategy<Command> {
         1 => (wild(), wild())
             .prop_map(|(s, t)| Command::EndSession { session: SessionId(s), last_seen: ClusterTime(t) }),
         1 => (wild_ino(), wild()).prop_map(|(ino, t)| Command::Expire { ino, deadline: ClusterTime(t) }),
-        6 => prop_oneof![name_command(), content_command(), attribute_command(), session_command()],
+        3 => (wild_ino(), wild_place()).prop_map(|(ino, p)| Command::Link { ino, parent: p.parent, name: p.name }),
+        5 => wild_place().prop_map(|p| Command::Unlink { parent: p.parent, name: p.name, expected: None }),
+        2 => wild_place().prop_map(|p| Command::RemoveDirectory { parent: p.parent, name: p.name, expected: None }),
+        4 => (wild_place(), wild_place(), rename_mode())
+            .prop_map(|(from, to, mode)| Command::Rename { from, to, mode, moved: None, replaced: None }),
+        2 => (wild_ino(), wild_expiry(), 0..9u32).prop_map(|(ino, expiry, length)| {
+            Command::Replace { ino, expected: LogIndex(9), expiry, length }
+        }),
+        2 => (wild_place(), wild_expiry(), 0..9u32).prop_map(|(p, expiry, length)| {
+            Command::Put { parent: p.parent, name: p.name, expected: Expected::Anything, expiry, mode: 0o600, length }
+        }),
+        2 => (wild_ino(), any::<bool>()).prop_map(|(ino, ephemeral)| Command::SetEphemeral { ino, ephemeral }),
+        6 => prop::collection::vec(wild_ino(), 0..20).prop_map(|closed| Command::KeepAlive { closed }),
+        1 => Just(Command::CloseSession),
     ]
     .boxed()
 }
@@ -519,7 +553,7 @@ impl WildEntry {
 }
 
 proptest! {
-    #![proptest_config(cases(128))]
+    #![proptest_config(cases(256))]
 
     /// No entry whatever panics or breaks an invariant; all replicas agree about it; a snapshot holds what came of it.
     #[test]

@@ -784,6 +784,12 @@ impl Naive {
         *ino = all.get(ino.0 as usize % pick::STEP as usize % all.len().max(1)).copied().unwrap_or(Ino(99));
     }
 
+    /// The inode at a place, after resolving what `pick` marks.
+    pub fn look(&self, place: &mut Place) -> Option<Ino> {
+        self.resolve_place(&mut place.parent, &mut place.name);
+        self.lookup(place.parent, &place.name)
+    }
+
     fn resolve_place(&self, parent: &mut Ino, name: &mut Name) {
         if parent.0 / pick::STEP != 4 {
             return self.resolve_ino(parent);
