@@ -51,7 +51,9 @@ impl State {
     /// Forget the replies of a session below a sequence number; returns how many there were.
     fn forget_replies(&mut self, id: SessionId, below: Sequence) -> u32 {
         let gone: Vec<_> = self.replies.range((id, Sequence(0))..(id, below)).map(|(key, _)| *key).collect();
-        gone.iter().for_each(|key| drop(self.replies.remove(key)));
+        for key in &gone {
+            self.replies.remove(key);
+        }
         u32::try_from(gone.len()).unwrap_or(u32::MAX)
     }
 

@@ -267,7 +267,9 @@ impl State {
                 self.derived.drop_session(id, &old);
                 self.derived.silences.insert((silence, id));
             }
-            None => drop(self.derived.silences.insert((silence, id))),
+            None => {
+                self.derived.silences.insert((silence, id));
+            }
         }
     }
 }

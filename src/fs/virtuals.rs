@@ -7,40 +7,39 @@ use super::*;
 use bytes::Bytes;
 use inode::{Inode, Node};
 use serde_json::{Value, json};
+use words::Virtual;
 
-const NANOS_PER_SECOND: u64 = 1_000_000_000;
+const SECOND_NS: i128 = 1_000_000_000;
+const HALF_SECOND_NS: i128 = SECOND_NS / 2;
 
 impl State {
     /// `part`: the name behind the prefix.
     pub(super) fn virtual_attribute(&self, ino: Ino, inode: &Inode, part: &[u8]) -> Result<Bytes, Refusal> {
-        let text = match part {
-            b"version" => Some(inode.version.0.to_string()),
-            b"change" => Some(inode.change.0.to_string()),
-            b"cas" => None,
-            b"replace-if" => inode.replace_if.map(|version| version.0.to_string()),
-            b"ttl" => self.seconds_left(inode).map(|seconds| seconds.to_string()),
-            b"expires" => self.expires(inode).map(|seconds| seconds.to_string()),
-            b"default-ttl" => default_ttl(inode).map(|seconds| seconds.to_string()),
-            b"ephemeral" => inode.ephemeral.map(|_| "session".to_string()),
-            b"owner" => self.owner(ino, inode),
-            b"lock-gen" => Some(self.locks.generation(ino).to_string()),
-            b"locks" => Some(self.lock_lines(ino).iter().map(|line| format!("{line}\n")).collect()),
-            b"info" => Some(self.info(ino, inode).to_string()),
-            _ => return Err(Refusal::Invalid),
+        let text = match Virtual::named(part).ok_or(Refusal::Invalid)? {
+            Virtual::Version => Some(inode.version.0.to_string()),
+            Virtual::Change => Some(inode.change.0.to_string()),
+            Virtual::Cas => None,
+            Virtual::ReplaceIf => inode.replace_if.map(|version| version.0.to_string()),
+            Virtual::Ttl => self.seconds_left(inode).map(|seconds| seconds.to_string()),
+            Virtual::Expires => self.expires(inode).map(|seconds| seconds.to_string()),
+            Virtual::DefaultTtl => default_ttl(inode).map(|seconds| seconds.to_string()),
+            Virtual::Ephemeral => inode.ephemeral.map(|_| "session".to_string()),
+            Virtual::Owner => self.owner(ino, inode),
+            Virtual::LockGen => Some(self.locks.generation(ino).to_string()),
+            Virtual::Locks => Some(self.lock_lines(ino).iter().map(|line| format!("{line}\n")).collect()),
+            Virtual::Info => Some(self.info(ino, inode).to_string()),
         };
         text.map(Bytes::from).ok_or(Refusal::NoSuchXattr)
     }
 
     fn seconds_left(&self, inode: &Inode) -> Option<u64> {
-        let left_ns = inode.deadline?.0.saturating_sub(self.cluster.0);
-        Some(left_ns.div_ceil(NANOS_PER_SECOND))
+        Some(words::seconds_rounded_up(inode.deadline?.0.saturating_sub(self.cluster.0)))
     }
 
     /// Unix seconds, to the nearest, so that what was set is what is read.
     fn expires(&self, inode: &Inode) -> Option<i128> {
         let nanos = self.wall_time_of(inode.deadline?);
-        let second = i128::from(NANOS_PER_SECOND);
-        Some(nanos.saturating_add(second.wrapping_div(2)).div_euclid(second))
+        Some(nanos.saturating_add(HALF_SECOND_NS).div_euclid(SECOND_NS))
     }
 
     /// Who holds it exclusively, or else who made it.
@@ -102,7 +101,7 @@ impl State {
 
 fn default_ttl(inode: &Inode) -> Option<u64> {
     match inode.node {
-        Node::Directory { default_ttl_ns: Some(ns), .. } => Some(ns.div_ceil(NANOS_PER_SECOND)),
+        Node::Directory { default_ttl_ns: Some(ns), .. } => Some(words::seconds_rounded_up(ns)),
         _ => None,
     }
 }
