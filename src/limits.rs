@@ -26,6 +26,13 @@ pub const PUT_BYTES_MAX: usize = BODY_BYTES_MAX;
 pub const SESSION_OUTSTANDING_MAX: usize = 4096;
 /// Most sessions at one time.
 pub const SESSIONS_MAX: usize = 10_000;
+/// Longest label of a session, in bytes.
+pub const SESSION_LABEL_BYTES_MAX: usize = 255;
+/// Most extents that one copy of a range shares; a longer copy is cut short and its caller goes on. Without it, a file
+/// copied onto its own end, over and over, would double the memory of every node each time.
+pub const COPY_EXTENTS_MAX: usize = 4096;
+/// Most entries in one answer to `ReadDirectory`; the asker goes on behind the last cookie.
+pub const DIRECTORY_ANSWER_ENTRIES_MAX: usize = 4096;
 /// Most lock ranges held and waited for on one inode.
 pub const LOCKS_PER_INODE_MAX: usize = 10_000;
 

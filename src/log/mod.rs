@@ -123,6 +123,10 @@ impl Log {
     pub fn has_body(&self, index: u64) -> bool {
         unimplemented!()
     }
+    /// Length of the body of entry `index`, purged or not; `None` if it is not stored here.
+    pub fn body_length(&self, index: u64) -> Option<u32> {
+        unimplemented!()
+    }
     /// Store the body of an entry at or below the purge point (or soon to be) that this node lacks.
     pub fn import_body(&self, index: u64, body: Bytes, done: Done) {
         unimplemented!()
@@ -150,7 +154,7 @@ impl Log {
         &self,
         last: EntryId,
         meta: Bytes,
-        items: &mut dyn Iterator<Item = Bytes>,
+        items: &mut dyn Iterator<Item = Result<Bytes, StorageError>>,
     ) -> Result<(), StorageError> {
         unimplemented!()
     }
@@ -169,6 +173,16 @@ pub struct SnapshotReader {
 impl Iterator for SnapshotReader {
     type Item = Result<Bytes, StorageError>;
     fn next(&mut self) -> Option<Self::Item> {
+        unimplemented!()
+    }
+}
+
+/// SKELETON: one process at a time uses a data directory; held until dropped (or the process ends).
+pub struct DirectoryLock {}
+
+impl DirectoryLock {
+    /// `StorageError::InUse` if another process holds it.
+    pub fn acquire(directory: &Path) -> Result<DirectoryLock, StorageError> {
         unimplemented!()
     }
 }

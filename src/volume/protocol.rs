@@ -58,6 +58,8 @@ pub(super) enum Ask {
     HashAt { index: LogIndex, wait_ms: u32 },
     /// → `Members`
     Members,
+    /// Test every invariant of this replica's state. → `Checked`
+    Check,
 }
 
 /// What a node answers.
@@ -80,6 +82,8 @@ pub(super) enum Told {
     Status(Box<NodeStatus>),
     Hash(Option<u128>),
     Members(BTreeMap<NodeId, SocketAddr>),
+    /// The first invariant that is broken, in words.
+    Checked(Option<String>),
     Failed(Failure),
 }
 

@@ -82,6 +82,17 @@ impl Client {
         }
     }
 
+    /// The first invariant that is broken at the node that answered last (or the first one), in words; `None`: all hold.
+    pub async fn check(&self, deadline: Instant) -> Result<Option<String>, Failure> {
+        // One try with all the time: it may be long work, not to be begun again and again.
+        match self.try_until(deadline, deadline, &Bytes::new(), |_| Ask::Check).await {
+            Ok((Told::Checked(broken), _)) => Ok(broken),
+            Ok((Told::Failed(failure), _)) => Err(failure),
+            Ok((other, _)) => Err(unexpected(&other)),
+            Err(_) => Err(Failure::NoMajority),
+        }
+    }
+
     pub async fn members(&self, deadline: Instant) -> Result<BTreeMap<NodeId, SocketAddr>, Failure> {
         match self.ask(deadline, |_| Ask::Members).await? {
             Told::Members(members) => Ok(members),
@@ -180,8 +191,18 @@ impl Client {
         body: &Bytes,
         ask: impl Fn(Instant) -> Ask,
     ) -> Result<(Told, Bytes), NetError> {
+        self.try_until(deadline.min(Instant::now() + TRY_TIME), deadline, body, ask).await
+    }
+
+    /// One message to the current node, which may work on it until `until`.
+    async fn try_until(
+        &self,
+        until: Instant,
+        deadline: Instant,
+        body: &Bytes,
+        ask: impl Fn(Instant) -> Ask,
+    ) -> Result<(Told, Bytes), NetError> {
         let address = self.address();
-        let until = deadline.min(Instant::now() + TRY_TIME);
         let message = ask(until).message(body.clone());
         let message = message.map_err(|e| NetError::Refused { address, why: e.to_string() })?;
         let lane = if body.is_empty() { Lane::Small } else { Lane::Bulk };

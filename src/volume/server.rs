@@ -65,6 +65,7 @@ impl Server {
             Ask::Changed { seen, wait_ms } => Told::Index(self.local.changed_since(seen, deadline(wait_ms)).await),
             Ask::Status => Told::Status(Box::new((self.status)())),
             Ask::HashAt { index, wait_ms } => self.hash_at(index, deadline(wait_ms)).await,
+            Ask::Check => self.check().await,
             Ask::Members => Told::Members(self.local.replica().members()),
         };
         (told, Bytes::new())
@@ -113,6 +114,15 @@ impl Server {
         match self.local.own_piece(index, offset, length).await {
             Ok(bytes) => (Told::Body, bytes),
             Err(e) => (Told::Failed(Failure::Damaged(e.to_string())), Bytes::new()),
+        }
+    }
+
+    async fn check(&self) -> Told {
+        let root = self.local.replica().state();
+        // Minutes for millions of inodes, on a thread where that holds nobody up.
+        match tokio::task::spawn_blocking(move || root.check()).await {
+            Ok(checked) => Told::Checked(checked.err().map(|broken| broken.to_string())),
+            Err(e) => Told::Failed(Failure::Stopped(e.to_string())),
         }
     }
 

@@ -1,1 +1,0 @@
-//! SKELETON: replicated locks.

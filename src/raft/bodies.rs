@@ -1,0 +1,210 @@
+//! Bodies from one node to another.
+//!
+//! A body is named by the index of its entry, the same on all nodes, so any node that has it can give it. What is given has
+//! passed the checksums of the giver's log. A giver that no longer has a body says whether that is right: *dead at index X*
+//! means that no file refers to it in the committed state at X, so a receiver that will apply up to X before it answers
+//! linearizable reads can do without.
+
+use super::messages::{self, FETCH_BODIES, FetchBodies, FetchedBodies, FetchedBody};
+use super::peers::Peers;
+use super::publish::Published;
+use super::store::{blocking, completion, durable};
+use crate::fs::{LogIndex, State};
+use crate::limits::BODY_BYTES_MAX;
+use crate::log::{Log, StorageError};
+use crate::net::{Message, NodeId, Purpose};
+use bytes::Bytes;
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Bytes of bodies in one answer.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// Bodies asked for at once.
+const ASKED_MAX: usize = 256;
+/// Time for one answer.
+const FETCH_TIME: Duration = Duration::from_secs(30);
+
+const _: () = assert!(ANSWER_BYTES_MAX + BODY_BYTES_MAX <= crate::limits::FRAME_BODY_BYTES_MAX);
+
+/// Proof that every body which a state refers to was found here, or is rightly gone.
+pub struct Verified {
+    dead: BTreeSet<u64>,
+}
+
+impl Verified {
+    /// Look once more, after openraft has truncated what contradicts the state.
+    pub fn check(&self, log: &Log, state: &State) -> io::Result<()> {
+        match state.live_bodies(LogIndex(0)).find(|index| !self.dead.contains(&index.0) && !log.has_body(index.0)) {
+            None => Ok(()),
+            Some(index) => Err(io::Error::other(format!("the body of entry {} was lost during an install", index.0))),
+        }
+    }
+}
+
+/// Answer a peer's question. Reads the disk.
+pub fn serve(log: &Log, published: &Published, question: FetchBodies) -> Message {
+    let (mut found, mut bodies, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for index in question.indexes {
+        if bytes >= ANSWER_BYTES_MAX {
+            break;
+        }
+        found.push(match find(log, published, index) {
+            Ok(Ok(body)) => {
+                bytes += body.len();
+                bodies.push(body);
+                FetchedBody::Here { length: bodies.last().map_or(0, Bytes::len) as u32 }
+            }
+            Ok(Err(at)) => FetchedBody::Dead { at: at.0 },
+            Err(e) => FetchedBody::Unreadable { why: e.to_string() },
+        });
+    }
+    messages::message(FETCH_BODIES, &FetchedBodies { found }, messages::joined(bodies))
+        .unwrap_or_else(|e| Message::refused(e.to_string()))
+}
+
+/// The body of an entry, or the index at which nothing refers to it.
+fn find(log: &Log, published: &Published, index: u64) -> Result<Result<Bytes, LogIndex>, StorageError> {
+    let read = match log.body_length(index) {
+        Some(length) => log.read_body(index, 0, length),
+        None => Err(StorageError::NoBody { index }),
+    };
+    match read {
+        Ok(body) => Ok(Ok(body)),
+        Err(e) => {
+            // Looked at after the read has failed: the body may have died and been reclaimed meanwhile.
+            let state = published.root();
+            match state.applied().0 >= index && !state.refers_to(LogIndex(index)) {
+                true => Ok(Err(state.applied())),
+                false => Err(e),
+            }
+        }
+    }
+}
+
+/// Fetches bodies from peers into the log.
+pub struct Fetcher {
+    pub log: Log,
+    pub peers: Arc<Peers>,
+    /// Whom to ask, the best first.
+    pub sources: Vec<(NodeId, SocketAddr)>,
+}
+
+impl Fetcher {
+    /// Bring everything here that `state` refers to. What is here is good, but for the `doubtful` indexes: the log's entries
+    /// there may never have been committed, so their bodies are fetched in any case. `fetched` is told how many have come
+    /// so far.
+    pub async fn fetch_missing(
+        &self,
+        state: &State,
+        doubtful: Range<u64>,
+        fetched: impl Fn(u64),
+    ) -> io::Result<Verified> {
+        let mut dead = BTreeSet::new();
+        let (mut from, mut count) = (LogIndex(0), 0);
+        loop {
+            let missing = self.missing(state, from, doubtful.clone()).await?;
+            let Some(last) = missing.last() else { return Ok(Verified { dead }) };
+            from = LogIndex(last + 1);
+            count += missing.len() as u64;
+            dead.extend(self.fetch(missing).await?);
+            fetched(count);
+        }
+    }
+
+    /// The next bodies that are to be fetched, at most [`ASKED_MAX`].
+    async fn missing(&self, state: &State, from: LogIndex, doubtful: Range<u64>) -> io::Result<Vec<u64>> {
+        let (state, log) = (state.clone(), self.log.clone());
+        blocking(move || {
+            let lacking = |index: &u64| doubtful.contains(index) || !log.has_body(*index);
+            Ok(state.live_bodies(from).map(|index| index.0).filter(lacking).take(ASKED_MAX).collect())
+        })
+        .await
+    }
+
+    /// Fetch these, from whoever has them; what comes back are those that are dead.
+    async fn fetch(&self, mut wanted: Vec<u64>) -> io::Result<Vec<u64>> {
+        let mut dead = Vec::new();
+        let mut why = "there is no other node".to_string();
+        for (node, address) in &self.sources {
+            match self.fetch_from(*node, *address, &mut wanted, &mut dead).await {
+                Ok(()) if wanted.is_empty() => return Ok(dead),
+                Ok(()) => why = format!("node {node} cannot read it"),
+                Err(e) => why = format!("node {node}: {e}"),
+            }
+        }
+        let first = wanted.first().copied().unwrap_or_default();
+        Err(io::Error::other(format!("cannot fetch the body of entry {first}: {why}")))
+    }
+
+    /// Ask one node until it has answered for all; what it cannot read stays in `wanted`.
+    async fn fetch_from(
+        &self,
+        node: NodeId,
+        address: SocketAddr,
+        wanted: &mut Vec<u64>,
+        dead: &mut Vec<u64>,
+    ) -> io::Result<()> {
+        let mut unreadable = Vec::new();
+        while !wanted.is_empty() {
+            let (found, body) = self.ask(node, address, wanted).await?;
+            let answered: Vec<u64> = wanted.drain(..found.len()).collect();
+            match self.take_in(answered, found, body, dead).await {
+                Ok(lacking) => unreadable.extend(lacking),
+                Err(e) => {
+                    wanted.extend(unreadable);
+                    return Err(e);
+                }
+            }
+        }
+        *wanted = unreadable;
+        Ok(())
+    }
+
+    async fn ask(&self, node: NodeId, address: SocketAddr, wanted: &[u64]) -> io::Result<(Vec<FetchedBody>, Bytes)> {
+        let question = FetchBodies { indexes: wanted.to_vec() };
+        let question = messages::message(FETCH_BODIES, &question, Bytes::new()).map_err(io::Error::other)?;
+        let link = self.peers.link(node, address, Purpose::Snapshot);
+        let answer = link.call(question, Instant::now() + FETCH_TIME).await.map_err(io::Error::other)?;
+        let FetchedBodies { found } = messages::header(&answer).map_err(io::Error::other)?;
+        match found.len() {
+            0 => Err(io::Error::other("an empty answer")),
+            n if n > wanted.len() => Err(io::Error::other("more answers than questions")),
+            _ => Ok((found, answer.body)),
+        }
+    }
+
+    /// Store what came, durably, before more is asked for. Returns what the peer could not read.
+    async fn take_in(
+        &self,
+        asked: Vec<u64>,
+        found: Vec<FetchedBody>,
+        mut body: Bytes,
+        dead: &mut Vec<u64>,
+    ) -> io::Result<Vec<u64>> {
+        let (mut imports, mut unreadable) = (Vec::new(), Vec::new());
+        for (index, found) in asked.into_iter().zip(found) {
+            match found {
+                FetchedBody::Here { length } => {
+                    let bytes = messages::take(&mut body, length as usize).map_err(io::Error::other)?;
+                    let (done, imported) = completion();
+                    self.log.import_body(index, bytes, done);
+                    imports.push(imported);
+                }
+                FetchedBody::Dead { .. } => dead.push(index),
+                FetchedBody::Unreadable { why } => {
+                    tracing::warn!("a peer cannot read the body of entry {index}: {why}");
+                    unreadable.push(index);
+                }
+            }
+        }
+        messages::taken(&body).map_err(io::Error::other)?;
+        for imported in imports {
+            durable(imported).await?;
+        }
+        Ok(unreadable)
+    }
+}

@@ -1,0 +1,205 @@
+//! Receiving a snapshot: items, then the bodies that are lacking, then openraft.
+//!
+//! ```text
+//! begin ─ items ─ items ─ … ─ end │ importing: one item at a time becomes state, nothing is kept serialized
+//!                                 │ fetching: bodies that the state refers to and this node lacks, made durable
+//!                                 │ installing: openraft truncates; the file is renamed into place; the state is swapped
+//! ```
+//!
+//! Crash safety is in this order: until the rename, what is on disk is the old log and the old snapshot, and some bodies to
+//! which nothing refers, which the next reclaiming removes. After the rename everything that the new state refers to is
+//! durable.
+//!
+//! Absent on purpose: resuming. An interrupted transmission starts again, but most of the bodies that have come are
+//! here by then.
+//! One transmission at a time: a new one ends the one before.
+
+use super::Machine;
+use super::bodies::Fetcher;
+use super::messages::{self, Progress, SnapshotBegin, SnapshotItems, SnapshotQuestion};
+use super::peers::Peers;
+use super::publish::Published;
+use super::snapshot::{self, Received, SnapshotData};
+use super::store::{blocking, io_error};
+use super::types::*;
+use crate::fs::{Importer, State};
+use crate::log::Log;
+use crate::net::{Message, NodeId};
+use bytes::Bytes;
+use openraft::Raft;
+use openraft::async_runtime::watch::WatchReceiver;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Messages of items that wait to be imported.
+const QUEUED_ITEMS_MAX: usize = 2;
+/// A sender that has been silent for so long is gone.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// What an install needs of the replica.
+#[derive(Clone)]
+pub struct Target {
+    pub raft: Raft<Types, Machine>,
+    pub log: Log,
+    pub peers: Arc<Peers>,
+    pub published: Arc<Published>,
+    /// Held while bodies are here to which the published state does not refer yet.
+    pub space: Arc<Mutex<()>>,
+}
+
+/// The transmission that is under way, if any.
+#[derive(Default)]
+pub struct Intake {
+    current: Mutex<Option<Transfer>>,
+}
+
+struct Transfer {
+    from: NodeId,
+    name: u64,
+    next_sequence: u64,
+    /// `None`: the end has been told.
+    items: Option<mpsc::Sender<Bytes>>,
+    progress: watch::Receiver<Progress>,
+    /// Ends the install when the transfer is replaced.
+    _stop: DropGuard,
+}
+
+impl Intake {
+    /// Answer one of a sender's messages.
+    pub async fn handle(&self, target: Target, from: NodeId, message: Message) -> Message {
+        let answer = match message.kind {
+            messages::SNAPSHOT_BEGIN => self.begin(target, from, &message).await,
+            messages::SNAPSHOT_ITEMS => self.items(from, &message).await,
+            _ => self.question(from, &message).await,
+        };
+        match answer.and_then(|progress| messages::message(message.kind, &progress, Bytes::new()).map_err(io_error)) {
+            Ok(answer) => answer,
+            Err(e) => Message::refused(e.to_string()),
+        }
+    }
+
+    async fn begin(&self, target: Target, from: NodeId, message: &Message) -> io::Result<Progress> {
+        let begin: SnapshotBegin = messages::header(message).map_err(io_error)?;
+        let own = target.raft.metrics().borrow_watched().vote;
+        let needless = begin.meta.last.index <= target.published.applied().0 && target.published.applied().0 > 0;
+        if needless || own > Vote::from(begin.vote) {
+            return Ok(Progress::Installed { vote: (&own).into() });
+        }
+        let stop = CancellationToken::new();
+        let (items, queue) = mpsc::channel(QUEUED_ITEMS_MAX);
+        let (tell, progress) = watch::channel(Progress::Working { bodies_fetched: 0 });
+        let transfer = Transfer {
+            from,
+            name: begin.transfer,
+            next_sequence: 0,
+            items: Some(items),
+            progress,
+            _stop: stop.clone().drop_guard(),
+        };
+        // Dropping the one before stops it; its lock on the space is then free.
+        *self.current.lock().await = Some(transfer);
+        tokio::spawn(stop.run_until_cancelled_owned(async move {
+            let done = match target.install(from, begin, queue, &tell).await {
+                Ok(vote) => Progress::Installed { vote: (&vote).into() },
+                Err(e) => Progress::Failed { why: e.to_string() },
+            };
+            tell.send_replace(done);
+        }));
+        Ok(Progress::Working { bodies_fetched: 0 })
+    }
+
+    async fn items(&self, from: NodeId, message: &Message) -> io::Result<Progress> {
+        let SnapshotItems { transfer, sequence } = messages::header(message).map_err(io_error)?;
+        let mut current = self.current.lock().await;
+        let current = this(&mut current, from, transfer)?;
+        if sequence != current.next_sequence {
+            return Err(io::Error::other(format!("items {sequence} came when {} were due", current.next_sequence)));
+        }
+        current.next_sequence += 1;
+        if let Some(items) = &current.items {
+            // If the importer has ended, its progress says why.
+            let _ = items.send(message.body.clone()).await;
+        }
+        Ok(current.progress.borrow().clone())
+    }
+
+    async fn question(&self, from: NodeId, message: &Message) -> io::Result<Progress> {
+        let SnapshotQuestion { transfer } = messages::header(message).map_err(io_error)?;
+        let mut current = self.current.lock().await;
+        let current = this(&mut current, from, transfer)?;
+        if message.kind == messages::SNAPSHOT_END {
+            // An empty message ends the items: a channel that merely closes is a transmission that broke.
+            if let Some(items) = current.items.take() {
+                let _ = items.send(Bytes::new()).await;
+            }
+        }
+        Ok(current.progress.borrow().clone())
+    }
+}
+
+fn this(current: &mut Option<Transfer>, from: NodeId, name: u64) -> io::Result<&mut Transfer> {
+    match current {
+        Some(transfer) if transfer.from == from && transfer.name == name => Ok(transfer),
+        _ => Err(io::Error::other("this snapshot transmission has been given up; start again")),
+    }
+}
+
+impl Target {
+    async fn install(
+        &self,
+        from: NodeId,
+        begin: SnapshotBegin,
+        queue: mpsc::Receiver<Bytes>,
+        tell: &watch::Sender<Progress>,
+    ) -> io::Result<Vote> {
+        let space = self.space.clone().lock_owned().await;
+        let state = import(&begin, queue).await?;
+        let meta = begin.meta.snapshot_meta().map_err(io_error)?;
+        let fetcher = Fetcher { log: self.log.clone(), peers: self.peers.clone(), sources: self.sources(from, &meta) };
+        let told = |bodies_fetched| drop(tell.send_replace(Progress::Working { bodies_fetched }));
+        let last = self.log.state().last.map_or(0, |last| last.index);
+        let doubtful = self.published.applied().0 + 1..last + 1;
+        let bodies = fetcher.fetch_missing(&state, doubtful, told).await?;
+        let received = Received { state, bodies, space };
+        let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(Box::new(received)) };
+        let installed = self.raft.install_full_snapshot(begin.vote.into(), snapshot).await;
+        installed.map(|response| response.vote).map_err(io_error)
+    }
+
+    /// The sender first, then the others.
+    fn sources(&self, sender: NodeId, meta: &SnapshotMeta) -> Vec<(NodeId, SocketAddr)> {
+        let own = *self.raft.node_id();
+        let nodes = meta.last_membership.nodes().filter(|(node, _)| **node != own);
+        let mut sources: Vec<(NodeId, SocketAddr)> =
+            nodes.filter_map(|(node, at)| Some((*node, self.peers.address(*node, &at.addr)?))).collect();
+        sources.sort_by_key(|(node, _)| *node != sender);
+        sources
+    }
+}
+
+/// Turn items into a state as they come.
+async fn import(begin: &SnapshotBegin, mut queue: mpsc::Receiver<Bytes>) -> io::Result<State> {
+    let mut importer = Importer::new();
+    loop {
+        let body = match tokio::time::timeout(SILENCE_MAX, queue.recv()).await {
+            Ok(Some(body)) => body,
+            Ok(None) => return Err(io::Error::other("the transmission broke")),
+            Err(_) => return Err(io::Error::other("the sender fell silent")),
+        };
+        if body.is_empty() {
+            let meta = begin.meta.clone();
+            return blocking(move || snapshot::finish(importer, &meta)).await;
+        }
+        importer = blocking(move || {
+            for item in messages::items(body).map_err(io_error)? {
+                snapshot::add(&mut importer, &item)?;
+            }
+            Ok(importer)
+        })
+        .await?;
+    }
+}

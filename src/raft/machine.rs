@@ -1,0 +1,169 @@
+//! openraft's state machine over [`State`]: apply in order, publish, answer.
+//!
+//! The state is in memory only. What is durable of it is the log, and from time to time a snapshot of the whole at one
+//! index; a restart loads the newest snapshot and replays the headers behind it.
+//!
+//! Decision: a batch is published before its proposers are answered, so that whoever got an answer finds its effect in the
+//! published root. Cost: the first of a batch waits for the last, some microseconds each.
+
+use super::payload::StoredMeta;
+use super::publish::Published;
+use super::snapshot::{self, Received, SnapshotData};
+use super::store::{blocking, io_error};
+use super::types::*;
+use crate::fs::{LogIndex, Stamp, State};
+use crate::log::Log;
+use futures_util::{Stream, StreamExt};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+use std::io;
+use std::sync::Arc;
+
+/// Entries that are applied between two publications at most.
+const BATCH_ENTRIES_MAX: usize = 256;
+
+pub struct Machine {
+    state: State,
+    /// The last entry applied; `None`: none, not even entry 0.
+    last: Option<LogId>,
+    membership: StoredMembership,
+    published: Arc<Published>,
+    log: Log,
+}
+
+impl Machine {
+    /// A machine that continues from the newest snapshot of `log`, or from the empty state.
+    pub async fn load(log: Log) -> io::Result<Machine> {
+        let reading = log.clone();
+        let (state, last, membership) = match blocking(move || snapshot::load(&reading)).await? {
+            Some((meta, state)) => (state, Some(log_id(meta.last)), meta.stored_membership().map_err(io_error)?),
+            None => (State::new(), None, StoredMembership::default()),
+        };
+        let published = Arc::new(Published::new(state.clone()));
+        Ok(Machine { state, last, membership, published, log })
+    }
+
+    pub fn published(&self) -> Arc<Published> {
+        self.published.clone()
+    }
+
+    fn apply_entry(&mut self, entry: &Entry) -> Applied {
+        let index = LogIndex(entry.log_id.index);
+        self.last = Some(entry.log_id);
+        match &entry.payload {
+            EntryPayload::Normal(proposal) => {
+                let Stamped { cluster, wall, request } = &*proposal.stamped;
+                let stamp = Stamp { index, cluster: *cluster, wall: *wall };
+                Applied::Outcome(self.state.apply(stamp, request, proposal.body_length().into()))
+            }
+            EntryPayload::Blank => {
+                self.state.skip(index);
+                Applied::Nothing
+            }
+            EntryPayload::Membership(membership) => {
+                self.state.skip(index);
+                self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                Applied::Nothing
+            }
+        }
+    }
+
+    fn apply_batch(&mut self, batch: Vec<io::Result<EntryResponder<Types>>>) -> io::Result<()> {
+        let mut answers = Vec::new();
+        let mut hashes = Vec::with_capacity(batch.len());
+        for item in batch {
+            let (entry, responder) = item?;
+            let applied = self.apply_entry(&entry);
+            hashes.push((self.state.applied(), self.state.hash()));
+            answers.extend(responder.map(|responder| (responder, applied)));
+        }
+        self.published.publish(&self.state, &hashes);
+        for (responder, applied) in answers {
+            responder.send(applied);
+        }
+        Ok(())
+    }
+
+    fn become_loaded(&mut self, meta: &SnapshotMeta, state: State) {
+        self.published.publish(&state, &[(state.applied(), state.hash())]);
+        self.state = state;
+        self.last = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+    }
+}
+
+impl RaftStateMachine<Types> for Machine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.last, self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + OptionalSend,
+    {
+        let mut batches = entries.ready_chunks(BATCH_ENTRIES_MAX);
+        while let Some(batch) = batches.next().await {
+            self.apply_batch(batch)?;
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        let meta = StoredMeta::new(self.last.as_ref(), &self.membership);
+        Builder { meta, state: self.state.clone(), log: self.log.clone() }
+    }
+
+    /// By now openraft has truncated what contradicts the snapshot, and the bodies are durable here. The file becomes the
+    /// newest snapshot in one step (rename), and only then does the state change: a crash leaves the old or the new.
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> io::Result<()> {
+        let log = self.log.clone();
+        let state = match data {
+            SnapshotData::OnDisk(source) => blocking(move || snapshot::adopt(&source, &log)).await?,
+            SnapshotData::Received(received) => {
+                let Received { state, bodies, .. } = *received;
+                let stored = StoredMeta::new(meta.last_log_id.as_ref(), &meta.last_membership);
+                let stored = stored.ok_or_else(|| io::Error::other("a snapshot of nothing"))?;
+                blocking(move || {
+                    bodies.check(&log, &state)?;
+                    snapshot::write(&log, &stored, &state)?;
+                    Ok(state)
+                })
+                .await?
+            }
+        };
+        self.become_loaded(meta, state);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot<SnapshotData>>> {
+        let log = self.log.clone();
+        let Some(meta) = blocking(move || snapshot::newest(&log)).await? else { return Ok(None) };
+        Ok(Some(Snapshot {
+            meta: meta.snapshot_meta().map_err(io_error)?,
+            snapshot: SnapshotData::OnDisk(self.log.clone()),
+        }))
+    }
+}
+
+/// Writes a snapshot of the state that it was made from, while apply goes on.
+pub struct Builder {
+    meta: Option<StoredMeta>,
+    state: State,
+    log: Log,
+}
+
+impl RaftSnapshotBuilder<Types> for Builder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot<SnapshotData>> {
+        let Some(meta) = self.meta.clone() else {
+            return Ok(Snapshot { meta: SnapshotMeta::default(), snapshot: SnapshotData::OnDisk(self.log.clone()) });
+        };
+        let (log, state, stored) = (self.log.clone(), self.state.clone(), meta.clone());
+        blocking(move || snapshot::write(&log, &stored, &state)).await?;
+        Ok(Snapshot { meta: meta.snapshot_meta().map_err(io_error)?, snapshot: SnapshotData::OnDisk(self.log.clone()) })
+    }
+}

@@ -1,0 +1,328 @@
+//! What peers say to each other about Raft: message kinds 1 to 63.
+//!
+//! A header is a format byte and bincode. The body of AppendEntries is the bodies of its entries one behind the other; of
+//! SnapshotItems, the items, each behind its length (u32, little endian); of an answer to FetchBodies, the bodies.
+
+use super::payload::{self, StoredMeta, StoredVote};
+use super::types::*;
+use crate::codec::CodecError;
+use crate::limits::FRAME_BODY_BYTES_MAX;
+use crate::log::{Body, EntryId};
+use crate::net::Message;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+pub const APPEND: u8 = 1;
+pub const VOTE: u8 = 2;
+pub const PRE_VOTE: u8 = 3;
+pub const TRANSFER: u8 = 4;
+pub const SNAPSHOT_BEGIN: u8 = 5;
+pub const SNAPSHOT_ITEMS: u8 = 6;
+pub const SNAPSHOT_END: u8 = 7;
+pub const SNAPSHOT_PROGRESS: u8 = 8;
+pub const FETCH_BODIES: u8 = 9;
+
+/// A message of `kind` with this header.
+pub fn message<T: Serialize>(kind: u8, header: &T, body: Bytes) -> Result<Message, CodecError> {
+    Ok(Message { kind, header: payload::encode_formatted("message", header)?, body })
+}
+
+pub fn header<T: DeserializeOwned>(message: &Message) -> Result<T, CodecError> {
+    payload::decode_formatted("message", &message.header)
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Append {
+    vote: StoredVote,
+    previous: Option<EntryId>,
+    commit: Option<EntryId>,
+    entries: Vec<AppendedEntry>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct AppendedEntry {
+    id: EntryId,
+    command: Bytes,
+    body_length: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+pub enum AppendAnswer {
+    Success,
+    /// The entry before the first is not in the log.
+    Conflict,
+    HigherVote(StoredVote),
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct VoteRequest {
+    vote: StoredVote,
+    last: Option<EntryId>,
+    transfer: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct VoteAnswer {
+    vote: StoredVote,
+    last: Option<EntryId>,
+    granted: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Transfer {
+    from: StoredVote,
+    to: u64,
+    last: Option<EntryId>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub enum TransferAnswer {
+    Accepted,
+    VoteChanged { expected: StoredVote, actual: StoredVote },
+    NotFlushed { expected: Option<EntryId>, actual: Option<EntryId> },
+}
+
+/// Start of a snapshot; the answer is a [`Progress`].
+#[derive(Serialize, Deserialize)]
+pub struct SnapshotBegin {
+    /// Names this transmission: no two of one sender's process are equal.
+    pub transfer: u64,
+    pub vote: StoredVote,
+    pub meta: StoredMeta,
+}
+
+/// The next items, counted from 0 within the transmission; the answer is a [`Progress`].
+#[derive(Serialize, Deserialize)]
+pub struct SnapshotItems {
+    pub transfer: u64,
+    pub sequence: u64,
+}
+
+/// That was all (SNAPSHOT_END), or: how far is it (SNAPSHOT_PROGRESS)? The answer is a [`Progress`].
+#[derive(Serialize, Deserialize)]
+pub struct SnapshotQuestion {
+    pub transfer: u64,
+}
+
+/// How far the receiver of a snapshot is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Progress {
+    Working { bodies_fetched: u64 },
+    Installed { vote: StoredVote },
+    Failed { why: String },
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct FetchBodies {
+    pub indexes: Vec<u64>,
+}
+
+/// One for each index asked for, in order; shorter when a frame is full.
+#[derive(Serialize, Deserialize)]
+pub struct FetchedBodies {
+    pub found: Vec<FetchedBody>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub enum FetchedBody {
+    /// So many bytes of the message's body.
+    Here { length: u32 },
+    /// No file refers to it any more in the committed state at index `at`.
+    Dead { at: u64 },
+    /// It should be here and cannot be read.
+    Unreadable { why: String },
+}
+
+pub fn append_message(request: &AppendEntriesRequest<Types>) -> Result<Message, CodecError> {
+    let mut entries = Vec::with_capacity(request.entries.len());
+    let mut bodies = Vec::with_capacity(request.entries.len());
+    for entry in &request.entries {
+        let stored = payload::to_stored(entry)?;
+        entries.push(AppendedEntry { id: stored.id, command: stored.command, body_length: body_length(&stored.body) });
+        match stored.body {
+            Body::Bytes(bytes) => bodies.push(bytes),
+            Body::Absent(_) => {
+                let why = format!("entry {} was read without its body", stored.id.index);
+                return Err(CodecError::Undecodable { what: "append", why });
+            }
+        }
+    }
+    let append = Append {
+        vote: (&request.vote).into(),
+        previous: request.prev_log_id.as_ref().map(entry_id),
+        commit: request.leader_commit.as_ref().map(entry_id),
+        entries,
+    };
+    message(APPEND, &append, joined(bodies))
+}
+
+/// One buffer out of many; a single one is not copied.
+pub fn joined(mut parts: Vec<Bytes>) -> Bytes {
+    parts.retain(|part| !part.is_empty());
+    if parts.len() == 1 {
+        return parts.swap_remove(0);
+    }
+    let mut all = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
+    parts.iter().for_each(|part| all.extend_from_slice(part));
+    all.freeze()
+}
+
+/// The next `length` bytes, shared and not copied.
+pub fn take(bytes: &mut Bytes, length: usize) -> Result<Bytes, CodecError> {
+    match length <= bytes.len() {
+        true => Ok(bytes.split_to(length)),
+        false => Err(CodecError::Undecodable { what: "message body", why: "shorter than its header says".into() }),
+    }
+}
+
+/// Nothing may be left when everything has been taken.
+pub fn taken(bytes: &Bytes) -> Result<(), CodecError> {
+    match bytes.len() {
+        0 => Ok(()),
+        trailing => Err(CodecError::Trailing { what: "message body", trailing }),
+    }
+}
+
+pub fn append_request(message: &Message) -> Result<AppendEntriesRequest<Types>, CodecError> {
+    let append: Append = header(message)?;
+    let mut bodies = message.body.clone();
+    let entries = append.entries.into_iter().map(|entry| {
+        let body = Body::Bytes(take(&mut bodies, entry.body_length as usize)?);
+        Ok(Entry { log_id: log_id(entry.id), payload: payload::decode(&entry.command, body)? })
+    });
+    let entries = entries.collect::<Result<Vec<_>, CodecError>>()?;
+    taken(&bodies)?;
+    Ok(AppendEntriesRequest {
+        vote: append.vote.into(),
+        prev_log_id: append.previous.map(log_id),
+        leader_commit: append.commit.map(log_id),
+        entries,
+    })
+}
+
+impl From<AppendEntriesResponse<Types>> for AppendAnswer {
+    fn from(response: AppendEntriesResponse<Types>) -> AppendAnswer {
+        match response {
+            AppendEntriesResponse::Success => AppendAnswer::Success,
+            // Nothing here makes one; to call it a conflict costs a round trip and no more.
+            AppendEntriesResponse::PartialSuccess(_) | AppendEntriesResponse::Conflict => AppendAnswer::Conflict,
+            AppendEntriesResponse::HigherVote(vote) => AppendAnswer::HigherVote((&vote).into()),
+        }
+    }
+}
+
+impl From<AppendAnswer> for AppendEntriesResponse<Types> {
+    fn from(answer: AppendAnswer) -> AppendEntriesResponse<Types> {
+        match answer {
+            AppendAnswer::Success => AppendEntriesResponse::Success,
+            AppendAnswer::Conflict => AppendEntriesResponse::Conflict,
+            AppendAnswer::HigherVote(vote) => AppendEntriesResponse::HigherVote(vote.into()),
+        }
+    }
+}
+
+impl From<openraft::raft::VoteRequest<Types>> for VoteRequest {
+    fn from(request: openraft::raft::VoteRequest<Types>) -> VoteRequest {
+        VoteRequest {
+            vote: (&request.vote).into(),
+            last: request.last_log_id.as_ref().map(entry_id),
+            transfer: request.leadership_transfer,
+        }
+    }
+}
+
+impl From<VoteRequest> for openraft::raft::VoteRequest<Types> {
+    fn from(request: VoteRequest) -> openraft::raft::VoteRequest<Types> {
+        openraft::raft::VoteRequest {
+            vote: request.vote.into(),
+            last_log_id: request.last.map(log_id),
+            leadership_transfer: request.transfer,
+        }
+    }
+}
+
+impl From<openraft::raft::VoteResponse<Types>> for VoteAnswer {
+    fn from(response: openraft::raft::VoteResponse<Types>) -> VoteAnswer {
+        VoteAnswer {
+            vote: (&response.vote).into(),
+            last: response.last_log_id.as_ref().map(entry_id),
+            granted: response.vote_granted,
+        }
+    }
+}
+
+impl From<VoteAnswer> for openraft::raft::VoteResponse<Types> {
+    fn from(answer: VoteAnswer) -> openraft::raft::VoteResponse<Types> {
+        openraft::raft::VoteResponse {
+            vote: answer.vote.into(),
+            vote_granted: answer.granted,
+            last_log_id: answer.last.map(log_id),
+        }
+    }
+}
+
+impl From<&openraft::raft::TransferLeaderRequest<Types>> for Transfer {
+    fn from(request: &openraft::raft::TransferLeaderRequest<Types>) -> Transfer {
+        Transfer {
+            from: request.from_leader().into(),
+            to: *request.to_node_id(),
+            last: request.last_log_id().map(entry_id),
+        }
+    }
+}
+
+impl From<Transfer> for openraft::raft::TransferLeaderRequest<Types> {
+    fn from(transfer: Transfer) -> openraft::raft::TransferLeaderRequest<Types> {
+        openraft::raft::TransferLeaderRequest::new(transfer.from.into(), transfer.to, transfer.last.map(log_id))
+    }
+}
+
+impl From<openraft::raft::TransferLeaderResponse<Types>> for TransferAnswer {
+    fn from(response: openraft::raft::TransferLeaderResponse<Types>) -> TransferAnswer {
+        match response {
+            Ok(()) => TransferAnswer::Accepted,
+            Err(TransferLeaderError::VoteChanged { expected, actual }) => {
+                TransferAnswer::VoteChanged { expected: (&expected).into(), actual: (&actual).into() }
+            }
+            Err(TransferLeaderError::LogNotFlushed { expected, actual }) => TransferAnswer::NotFlushed {
+                expected: expected.as_ref().map(entry_id),
+                actual: actual.as_ref().map(entry_id),
+            },
+        }
+    }
+}
+
+impl From<TransferAnswer> for openraft::raft::TransferLeaderResponse<Types> {
+    fn from(answer: TransferAnswer) -> openraft::raft::TransferLeaderResponse<Types> {
+        match answer {
+            TransferAnswer::Accepted => Ok(()),
+            TransferAnswer::VoteChanged { expected, actual } => {
+                Err(TransferLeaderError::VoteChanged { expected: expected.into(), actual: actual.into() })
+            }
+            TransferAnswer::NotFlushed { expected, actual } => {
+                Err(TransferLeaderError::LogNotFlushed { expected: expected.map(log_id), actual: actual.map(log_id) })
+            }
+        }
+    }
+}
+
+/// Append an item to the body of a SnapshotItems message; `false`: it does not fit any more.
+pub fn push_item(body: &mut BytesMut, item: &Bytes) -> bool {
+    let fits = body.len() + 4 + item.len() <= FRAME_BODY_BYTES_MAX;
+    if fits {
+        body.put_u32_le(item.len() as u32);
+        body.extend_from_slice(item);
+    }
+    fits
+}
+
+/// The items of a SnapshotItems message.
+pub fn items(mut body: Bytes) -> Result<Vec<Bytes>, CodecError> {
+    let mut items = Vec::new();
+    while !body.is_empty() {
+        let length = take(&mut body, 4)?.get_u32_le();
+        items.push(take(&mut body, length as usize)?);
+    }
+    Ok(items)
+}

@@ -1,0 +1,446 @@
+//! One node's replica: what `volume` and `node` hold of Raft.
+
+use super::Machine;
+use super::clock::{self, Clock};
+use super::intake::{Intake, Target};
+use super::keeper::Keeper;
+use super::network::Network;
+use super::payload;
+use super::peers::Peers;
+use super::publish::Published;
+use super::server::Server;
+use super::store::Store;
+use super::types::*;
+use crate::fs::{ClusterTime, LogIndex, Outcome, Refusal, Request, State};
+use crate::limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX, SNAPSHOT_AFTER_BYTES};
+use crate::log::{Body, Log, StorageError};
+use crate::net::{Caller, Identity, Message, NodeId};
+use anyhow::Context;
+use bytes::Bytes;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::impls::ProgressResponder;
+use openraft::raft::ClientWriteResult;
+use openraft::{BasicNode, Config, Raft, RaftMetrics, ReadPolicy, SnapshotPolicy};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Bytes of proposals that are in flight on a leader: queued, replicated, not yet applied.
+const PROPOSED_BYTES_MAX: usize = 64 << 20;
+/// What even the smallest proposal counts for, so that their number is bounded too: 4096.
+const PROPOSAL_BYTES_MIN: usize = 16 << 10;
+/// Messages that wait for Raft's core.
+const CORE_QUEUE_MAX: u64 = 8192;
+
+const _: () = assert!(PROPOSED_BYTES_MAX > 2 * (BODY_BYTES_MAX + COMMAND_BYTES_MAX));
+const _: () = assert!(PROPOSED_BYTES_MAX <= u32::MAX as usize);
+
+/// Why a proposal or a read index was not had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReplicaError {
+    /// Not proposed here. Ask `leader`, or wait until one is known.
+    #[error("this node does not lead{}", leader.map(|n| format!("; node {n} does")).unwrap_or_default())]
+    NotLeader { leader: Option<NodeId> },
+    /// Proposed, but its outcome is not known: it may still take effect.
+    #[error("the outcome is unknown")]
+    Unknown,
+    #[error("the replica has stopped: {why}")]
+    Stopped { why: String },
+}
+
+/// What a node tells about its replica.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ReplicaStatus {
+    /// `leader`, `follower`, `candidate`, `learner` or `shutdown`.
+    pub role: String,
+    pub term: u64,
+    pub leader: Option<NodeId>,
+    pub last_log: u64,
+    pub applied: u64,
+    /// Hexadecimal, at `applied`.
+    pub state_hash: String,
+    pub snapshot: u64,
+    pub purged: u64,
+    pub log_bytes: u64,
+}
+
+/// Raft's timing. Defaults: heartbeat 250 ms, election 1000 to 2000 ms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    pub heartbeat: Duration,
+    pub election_min: Duration,
+    pub election_max: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing {
+            heartbeat: Duration::from_millis(250),
+            election_min: Duration::from_millis(1000),
+            election_max: Duration::from_millis(2000),
+        }
+    }
+}
+
+/// When the log is snapshotted and how much of it is kept behind; the defaults are right but for tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// Bytes of log behind the last snapshot that make the next one due.
+    pub snapshot_after_bytes: u64,
+    /// Entries that are kept behind the snapshot and apply, …
+    pub keep_entries: u64,
+    /// … but no more than these bytes of log, …
+    pub keep_bytes: u64,
+    /// … and at least so many entries.
+    pub keep_entries_min: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning {
+            snapshot_after_bytes: SNAPSHOT_AFTER_BYTES,
+            keep_entries: 1000,
+            keep_bytes: 16 << 20,
+            keep_entries_min: 100,
+        }
+    }
+}
+
+/// One node's replica of the file system: its Raft, its log, its published state. Clones are the same replica.
+#[derive(Clone)]
+pub struct Replica {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    own: NodeId,
+    raft: Raft<Types, Machine>,
+    log: Log,
+    published: Arc<Published>,
+    clock: Clock,
+    server: Server,
+    proposed_bytes: Arc<Semaphore>,
+    leader: watch::Receiver<Option<NodeId>>,
+    failure: watch::Receiver<Option<String>>,
+    urgent: Arc<Notify>,
+    stop: CancellationToken,
+}
+
+fn config(timing: Timing) -> anyhow::Result<Arc<Config>> {
+    let config = Config {
+        cluster_name: "keelfs".into(),
+        heartbeat_interval: timing.heartbeat.as_millis() as u64,
+        election_timeout_min: timing.election_min.as_millis() as u64,
+        election_timeout_max: timing.election_max.as_millis() as u64,
+        enable_pre_vote: Some(true),
+        // Followers compare log ids only. A leader that resumed its term after a restart could give the id of an entry that
+        // it had lost with its unflushed tail to another entry, and followers would keep the first one silently.
+        enable_leader_restore: Some(false),
+        allow_log_reversion: Some(false),
+        // Snapshots and purges are the keeper's.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        api_channel_size: Some(CORE_QUEUE_MAX),
+        ..Config::default()
+    };
+    Ok(Arc::new(config.validate().context("raft's timing does not fit together")?))
+}
+
+impl Replica {
+    /// Load the newest snapshot, replay what is known to be committed behind it, start Raft. `members` says where nodes
+    /// are, before and beside what the membership says.
+    pub async fn start(
+        own: Identity,
+        log: Log,
+        members: BTreeMap<NodeId, SocketAddr>,
+        timing: Timing,
+    ) -> anyhow::Result<Replica> {
+        Replica::start_tuned(own, log, members, timing, Tuning::default()).await
+    }
+
+    /// The same, for tests that want snapshots early.
+    pub async fn start_tuned(
+        own: Identity,
+        log: Log,
+        members: BTreeMap<NodeId, SocketAddr>,
+        timing: Timing,
+        tuning: Tuning,
+    ) -> anyhow::Result<Replica> {
+        let node = own.node.context("a replica needs a node id")?;
+        let (tell_failure, failure) = watch::channel(None);
+        watch_log(&log, tell_failure.clone());
+        let machine = Machine::load(log.clone()).await.context("cannot load the newest snapshot")?;
+        let published = machine.published();
+        let peers = Arc::new(Peers::new(own, members));
+        let network = Network { peers: peers.clone(), log: log.clone() };
+        let raft = Raft::new(node, config(timing)?, network, Store::new(log.clone()), machine)
+            .await
+            .context("cannot start raft")?;
+
+        let stop = CancellationToken::new();
+        let space = Arc::new(Mutex::new(()));
+        let target = Target { raft: raft.clone(), log: log.clone(), peers, published: published.clone(), space };
+        let urgent = Arc::new(Notify::new());
+        let keeper = Keeper {
+            raft: raft.clone(),
+            log: log.clone(),
+            published: published.clone(),
+            space: target.space.clone(),
+            tuning,
+            urgent: urgent.clone(),
+        };
+        tokio::spawn(keeper.run(stop.clone()));
+        let (tell_leader, leader) = watch::channel(None);
+        tokio::spawn(watch_raft(raft.clone(), node, tell_leader, tell_failure, stop.clone()));
+        let server = Server { raft: raft.clone(), target, intake: Arc::new(Intake::default()) };
+        let proposed_bytes = Arc::new(Semaphore::new(PROPOSED_BYTES_MAX));
+        let clock = Clock::default();
+        let inner =
+            Inner { own: node, raft, log, published, clock, server, proposed_bytes, leader, failure, urgent, stop };
+        Ok(Replica { inner: Arc::new(inner) })
+    }
+
+    /// Once in a cluster's life, on one node with an empty log.
+    pub async fn initialize(&self, members: BTreeMap<NodeId, SocketAddr>) -> anyhow::Result<()> {
+        let nodes: BTreeMap<u64, BasicNode> = members.into_iter().map(|(id, at)| (id, BasicNode::new(at))).collect();
+        self.inner.raft.initialize(nodes).await.context("this node cannot initialize a cluster")
+    }
+
+    /// Stamp and propose; returns after this replica has applied it. If the future is dropped, the outcome is unknown.
+    ///
+    /// A request or body over the limits is refused as `Invalid` before it is proposed.
+    pub async fn propose(&self, request: Request, body: Bytes) -> Result<Outcome, ReplicaError> {
+        let inner = &self.inner;
+        inner.leading()?;
+        let bytes = (body.len() + COMMAND_BYTES_MAX / 16).max(PROPOSAL_BYTES_MIN).min(PROPOSED_BYTES_MAX);
+        let permit = inner.proposed_bytes.clone().acquire_many_owned(bytes as u32).await;
+        let permit = permit.map_err(|e| ReplicaError::Stopped { why: e.to_string() })?;
+        // Looked at once more after the wait: the stamp belongs to this term and to no other.
+        let leader = inner.leading()?;
+        let cluster = inner.clock.stamp(leader.term, inner.published.root().cluster_time(), Instant::now());
+        let stamped = Arc::new(Stamped { cluster, wall: clock::wall(), request });
+        let command = match payload::encode_command(&stamped) {
+            Ok(command) if command.len() <= COMMAND_BYTES_MAX && body.len() <= BODY_BYTES_MAX => command,
+            _ => return Ok(Err(Refusal::Invalid)),
+        };
+        let proposal = Proposal { command, stamped, body: Body::Bytes(body) };
+        // In a task of its own: the proposal occupies its bytes until Raft is done with it, though the caller may go.
+        let written = tokio::spawn(write(inner.raft.clone(), leader, proposal, permit, inner.own));
+        written.await.unwrap_or(Err(ReplicaError::Unknown))
+    }
+
+    /// Leader only: an index that every command completed before this call began is at or below. The caller waits until it
+    /// is applied.
+    ///
+    /// openraft coalesces: a read waits for a heartbeat round that started after it came (`core/raft_core.rs`,
+    /// `handle_get_linearizer`), rounds to a peer that is still answering merge, and one round's quorum answers all reads
+    /// before it. In a new term the index is at least that of the leader's own blank entry (`ReadLogId::new`), so nothing is
+    /// read before everything of earlier terms has been applied. That is also what bars a restarted process from answering
+    /// too early: no leader resumes its term, and a follower asks the leader.
+    pub async fn read_index(&self) -> Result<LogIndex, ReplicaError> {
+        let inner = &self.inner;
+        match inner.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => Ok(LogIndex(linearizer.read_log_id().index())),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(not_leader(&forward, inner.own))
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                Err(ReplicaError::NotLeader { leader: None })
+            }
+            Err(RaftError::Fatal(fatal)) => Err(inner.stopped(&fatal)),
+        }
+    }
+
+    /// The newest published state; never waits.
+    pub fn state(&self) -> Arc<State> {
+        self.inner.published.root()
+    }
+
+    /// Wait until this replica has applied `index`; `false` if the deadline passed first.
+    pub async fn wait_applied(&self, index: LogIndex, deadline: Instant) -> bool {
+        self.inner.published.wait(index, deadline).await
+    }
+
+    /// Changes whenever a batch has been applied and published: the applied index.
+    pub fn applied(&self) -> watch::Receiver<LogIndex> {
+        self.inner.published.watch()
+    }
+
+    /// The leader as this node knows it.
+    pub fn leader(&self) -> watch::Receiver<Option<NodeId>> {
+        self.inner.leader.clone()
+    }
+
+    /// Cluster time now, if this node leads: what a proposal would be stamped with.
+    pub fn cluster_time(&self) -> Option<ClusterTime> {
+        let inner = &self.inner;
+        let leader = inner.leading().ok()?;
+        Some(inner.clock.peek(leader.term, inner.published.root().cluster_time(), Instant::now()))
+    }
+
+    /// The nodes of the membership that have an address, learners included.
+    pub fn members(&self) -> BTreeMap<NodeId, SocketAddr> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let nodes = metrics.membership_config.nodes();
+        let peers = &self.inner.server.target.peers;
+        nodes.filter_map(|(node, at)| Some((*node, peers.address(*node, &at.addr)?))).collect()
+    }
+
+    pub fn status(&self) -> ReplicaStatus {
+        let inner = &self.inner;
+        let state = inner.published.root();
+        let metrics = inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        ReplicaStatus {
+            role: format!("{:?}", metrics.state).to_lowercase(),
+            term: metrics.current_term,
+            leader: leader_of(&metrics, inner.own),
+            last_log: metrics.last_log_index.unwrap_or(0),
+            applied: state.applied().0,
+            state_hash: format!("{:032x}", state.hash()),
+            snapshot: metrics.snapshot.map_or(0, |id| id.index),
+            purged: metrics.purged.map_or(0, |id| id.index),
+            log_bytes: inner.log.bytes_on_disk(),
+        }
+    }
+
+    /// The state's hash right after entry `index`, if it is one of the last 65,536 applied here.
+    pub fn hash_at(&self, index: LogIndex) -> Option<u128> {
+        self.inner.published.hash_at(index)
+    }
+
+    /// `length` bytes from `offset` of the body of entry `index`, from this node's log.
+    pub async fn read_body(&self, index: LogIndex, offset: u32, length: u32) -> Result<Bytes, StorageError> {
+        let log = self.inner.log.clone();
+        let read = tokio::task::spawn_blocking(move || log.read_body(index.0, offset, length));
+        read.await.unwrap_or_else(|e| {
+            Err(StorageError::Io { operation: "read", file: "log".into(), source: std::io::Error::other(e) })
+        })
+    }
+
+    /// Answer a peer's Raft message (kinds of `raft`'s own range, below 64). Called in the order of arrival on a link.
+    pub fn handle(&self, from: &Caller, message: Message) -> impl Future<Output = Message> + Send + 'static {
+        self.inner.server.handle(from, message)
+    }
+
+    /// Space is short: snapshot, purge and reclaim soon, whatever is due.
+    pub fn compact(&self) {
+        self.inner.urgent.notify_one();
+    }
+
+    /// Give leadership to another node. Returns when that has been asked for.
+    pub async fn transfer_leader(&self, to: NodeId) -> Result<(), ReplicaError> {
+        self.inner.raft.trigger().transfer_leader(to).await.map_err(|fatal| self.inner.stopped(&fatal))
+    }
+
+    /// Resolves when Raft or the log has ended by itself, with the reason: the process must end.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.inner.failure.clone();
+        let why = failure.wait_for(Option::is_some).await.map(|why| why.clone());
+        match why {
+            Ok(why) => why.unwrap_or_default(),
+            // Shut down without a failure.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Stop Raft. What was proposed and not answered is unknown to its proposers.
+    pub async fn shutdown(&self) {
+        self.inner.stop.cancel();
+        if let Err(e) = self.inner.raft.shutdown().await {
+            tracing::error!("raft did not stop in order: {e}");
+        }
+    }
+}
+
+impl Inner {
+    /// Under whose lead a proposal made now would stand: this node's.
+    fn leading(&self) -> Result<LeaderId, ReplicaError> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        match &metrics.running_state {
+            Err(fatal) => Err(self.stopped(fatal)),
+            // The vote alone would not do: after a restart it still is the committed one of the former leader.
+            Ok(()) if metrics.state.is_leader() && metrics.vote.committed => Ok(metrics.vote.leader_id),
+            Ok(()) => Err(ReplicaError::NotLeader { leader: leader_of(&metrics, self.own) }),
+        }
+    }
+
+    /// The log's own words, if it has failed: they name the file.
+    fn stopped(&self, fatal: &Fatal<Types>) -> ReplicaError {
+        ReplicaError::Stopped { why: self.failure.borrow().clone().unwrap_or_else(|| fatal.to_string()) }
+    }
+}
+
+/// The leader as the metrics have it; this node only if it does lead.
+fn leader_of(metrics: &RaftMetrics<Types>, own: NodeId) -> Option<NodeId> {
+    metrics.current_leader.filter(|leader| *leader != own || metrics.state.is_leader())
+}
+
+/// Nobody is sent to the node that he asked.
+fn not_leader(forward: &ForwardToLeader<Types>, own: NodeId) -> ReplicaError {
+    ReplicaError::NotLeader { leader: forward.leader_id.filter(|leader| *leader != own) }
+}
+
+/// Hand a proposal to Raft under this lead only, and wait for what comes of it.
+async fn write(
+    raft: Raft<Types, Machine>,
+    leader: LeaderId,
+    proposal: Proposal,
+    _permit: OwnedSemaphorePermit,
+    own: NodeId,
+) -> Result<Outcome, ReplicaError> {
+    let (responder, done) = ProgressResponder::<Types, ClientWriteResult<Types>>::complete_only();
+    let queued = raft.write(proposal).with_leader(leader).responder(responder).await;
+    queued.map_err(|fatal| ReplicaError::Stopped { why: fatal.to_string() })?;
+    match done.await {
+        Ok(Ok(response)) => match response.data {
+            Applied::Outcome(outcome) => Ok(outcome),
+            Applied::Nothing => Err(ReplicaError::Unknown),
+        },
+        // Rejected before it was appended.
+        Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward, own)),
+        Ok(Err(_)) | Err(_) => Err(ReplicaError::Unknown),
+    }
+}
+
+fn watch_log(log: &Log, tell: watch::Sender<Option<String>>) {
+    log.on_failure(Box::new(move |error| {
+        tell.send_replace(Some(error.to_string()));
+    }));
+}
+
+/// Pass on who leads, and whether Raft has ended, as the metrics change.
+async fn watch_raft(
+    raft: Raft<Types, Machine>,
+    own: NodeId,
+    leader: watch::Sender<Option<NodeId>>,
+    failure: watch::Sender<Option<String>>,
+    stop: CancellationToken,
+) {
+    let mut metrics = raft.metrics();
+    loop {
+        let (now, running) = {
+            let metrics = metrics.borrow_and_update();
+            (leader_of(&metrics, own), metrics.running_state.clone())
+        };
+        leader.send_if_modified(|before| std::mem::replace(before, now) != now);
+        let ended = match running {
+            Err(fatal) => Some(fatal.to_string()),
+            Ok(()) => tokio::select! {
+                changed = metrics.changed() => changed.err().map(|_| "raft has ended".to_string()),
+                () = stop.cancelled() => return,
+            },
+        };
+        if let Some(why) = ended.filter(|_| !stop.is_cancelled()) {
+            // The log's own words come first if there are any: they name the file.
+            failure.send_if_modified(|before| before.is_none() && before.replace(why).is_none());
+            return;
+        }
+    }
+}

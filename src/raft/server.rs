@@ -1,0 +1,129 @@
+//! The answering half of Raft's messages.
+
+use super::Machine;
+use super::bodies;
+use super::intake::{Intake, Target};
+use super::messages::{self, AppendAnswer, TransferAnswer, VoteAnswer};
+use super::types::Types;
+use crate::codec::CodecError;
+use crate::net::{Caller, Message};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use openraft::Raft;
+use serde::Serialize;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+/// What answers peers.
+#[derive(Clone)]
+pub struct Server {
+    pub raft: Raft<Types, Machine>,
+    pub target: Target,
+    pub intake: Arc<Intake>,
+}
+
+fn answer<T: Serialize>(kind: u8, answer: &T) -> Message {
+    messages::message(kind, answer, Bytes::new()).unwrap_or_else(|e| Message::refused(e.to_string()))
+}
+
+fn refused(why: impl ToString) -> BoxFuture<'static, Message> {
+    Box::pin(std::future::ready(Message::refused(why.to_string())))
+}
+
+impl Server {
+    /// Called in the order of arrival on a link.
+    pub fn handle(&self, from: &Caller, message: Message) -> BoxFuture<'static, Message> {
+        let Some(node) = from.node else { return refused("only nodes of the cluster may send raft messages") };
+        let handled = match message.kind {
+            messages::APPEND => self.append(&message),
+            messages::VOTE => self.vote(&message),
+            messages::PRE_VOTE => self.pre_vote(&message),
+            messages::TRANSFER => self.transfer(&message),
+            messages::SNAPSHOT_BEGIN
+            | messages::SNAPSHOT_ITEMS
+            | messages::SNAPSHOT_END
+            | messages::SNAPSHOT_PROGRESS => Ok(self.snapshot(node, message)),
+            messages::FETCH_BODIES => self.fetch_bodies(&message),
+            kind => Ok(refused(format!("raft has no message of kind {kind}"))),
+        };
+        handled.unwrap_or_else(refused)
+    }
+
+    fn append(&self, message: &Message) -> Result<BoxFuture<'static, Message>, CodecError> {
+        let request = messages::append_request(message)?;
+        let raft = self.raft.clone();
+        let appended = started(async move { raft.append_entries(request).await });
+        Ok(Box::pin(async move {
+            match appended.await {
+                Ok(response) => answer(messages::APPEND, &AppendAnswer::from(response)),
+                Err(e) => Message::refused(e.to_string()),
+            }
+        }))
+    }
+
+    fn vote(&self, message: &Message) -> Result<BoxFuture<'static, Message>, CodecError> {
+        let request: messages::VoteRequest = messages::header(message)?;
+        let raft = self.raft.clone();
+        Ok(Box::pin(async move {
+            match raft.vote(request.into()).await {
+                Ok(response) => answer(messages::VOTE, &VoteAnswer::from(response)),
+                Err(e) => Message::refused(e.to_string()),
+            }
+        }))
+    }
+
+    fn pre_vote(&self, message: &Message) -> Result<BoxFuture<'static, Message>, CodecError> {
+        let request: messages::VoteRequest = messages::header(message)?;
+        let raft = self.raft.clone();
+        Ok(Box::pin(async move {
+            match raft.pre_vote(request.into()).await {
+                Ok(response) => answer(messages::PRE_VOTE, &VoteAnswer::from(response)),
+                Err(e) => Message::refused(e.to_string()),
+            }
+        }))
+    }
+
+    fn transfer(&self, message: &Message) -> Result<BoxFuture<'static, Message>, CodecError> {
+        let request: messages::Transfer = messages::header(message)?;
+        let raft = self.raft.clone();
+        Ok(Box::pin(async move {
+            match raft.handle_transfer_leader(request.into()).await {
+                Ok(response) => answer(messages::TRANSFER, &TransferAnswer::from(response)),
+                Err(e) => Message::refused(e.to_string()),
+            }
+        }))
+    }
+
+    fn snapshot(&self, node: u64, message: Message) -> BoxFuture<'static, Message> {
+        let (intake, target) = (self.intake.clone(), self.target.clone());
+        Box::pin(async move { intake.handle(target, node, message).await })
+    }
+
+    fn fetch_bodies(&self, message: &Message) -> Result<BoxFuture<'static, Message>, CodecError> {
+        let question = messages::header(message)?;
+        let (log, published) = (self.target.log.clone(), self.target.published.clone());
+        Ok(Box::pin(async move {
+            let served = tokio::task::spawn_blocking(move || bodies::serve(&log, &published, question));
+            served.await.unwrap_or_else(|e| Message::refused(e.to_string()))
+        }))
+    }
+}
+
+/// Let a call into Raft take its place in Raft's queue now, though its answer is awaited later: pipelined AppendEntries
+/// must come to Raft in the order in which they arrived, while their answers are awaited at the same time.
+///
+/// One poll takes the place, also when the queue is full, because tokio's channels serve their waiters in order; it must
+/// not be cut short by tokio's cooperative budget, hence `unconstrained`. Out of order, an entry would be answered with a
+/// conflict and sent again: slow, not wrong.
+fn started<T: Send + 'static>(
+    call: impl Future<Output = T> + Send + 'static,
+) -> impl Future<Output = T> + Send + 'static {
+    let mut call = Box::pin(tokio::task::unconstrained(call));
+    let first = call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    async move {
+        match first {
+            Poll::Ready(result) => result,
+            Poll::Pending => call.await,
+        }
+    }
+}

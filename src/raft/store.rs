@@ -1,0 +1,245 @@
+//! openraft's log storage over [`Log`].
+//!
+//! Which reader serves what in openraft 0.10.0-alpha.37 (read in its source; look again at every bump):
+//!
+//! | method | caller | bodies |
+//! |---|---|---|
+//! | `limited_get_log_entries` | replication only (`replication/stream_state.rs`) | yes |
+//! | `entries_stream` | apply only (`core/sm/worker.rs`) | no |
+//! | `try_get_log_entries` | start only: replay in steps of 64, the last memberships, log ids (`storage/helper.rs`) | no |
+//! | `leader_bounded_stream` | nobody | default |
+//!
+//! Order: [`Log`] has one writer, so votes, appends, truncations and purges are durable in the order of these calls. Votes
+//! and truncations are durable before their call returns. A purge is not waited for: forgetting one in a crash brings back
+//! entries that a snapshot covers, which does no harm, and openraft's core stands still while it waits.
+
+use super::payload::{self, StoredVote};
+use super::tail::{Tail, weight};
+use super::types::*;
+use crate::limits::APPEND_BYTES_MAX;
+use crate::log::{Log, StorageError};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::{EntryPayload, OptionalSend};
+use parking_lot::Mutex;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, Range, RangeBounds};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// Entries in one AppendEntries request.
+const APPEND_ENTRIES_MAX: u64 = 1024;
+/// Bytes of commands in one AppendEntries request: they travel in the header of a frame.
+const APPEND_COMMAND_BYTES_MAX: usize = 2 << 20;
+/// Bytes of commands that are read at once to be applied; bodies are not read.
+const APPLY_BYTES: usize = 1 << 20;
+
+const _: () = assert!(
+    APPEND_COMMAND_BYTES_MAX + crate::limits::COMMAND_BYTES_MAX + (APPEND_ENTRIES_MAX as usize) * 64
+        < crate::limits::FRAME_HEADER_BYTES_MAX
+);
+
+/// The log as openraft sees it. Clones share it.
+#[derive(Clone)]
+pub struct Store {
+    log: Log,
+    tail: Arc<Mutex<Tail>>,
+}
+
+/// An error of the disk or of a format, for openraft: the node ends with it.
+pub fn io_error(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::other(error)
+}
+
+/// Run a call of the log that may wait for the disk.
+pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(call).await.unwrap_or_else(|e| Err(io::Error::other(e)))
+}
+
+impl Store {
+    pub fn new(log: Log) -> Store {
+        Store { log, tail: Arc::default() }
+    }
+
+    /// The part of a range that the log holds.
+    fn held(&self, range: impl RangeBounds<u64>) -> Range<u64> {
+        let state = self.log.state();
+        let first = state.last_purged.map_or(0, |id| id.index + 1);
+        let end = state.last.map_or(first, |id| id.index + 1);
+        let from = match range.start_bound() {
+            Bound::Included(from) => *from,
+            Bound::Excluded(before) => before.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let to = match range.end_bound() {
+            Bound::Included(last) => last.saturating_add(1),
+            Bound::Excluded(to) => *to,
+            Bound::Unbounded => end,
+        };
+        from.max(first)..to.min(end)
+    }
+
+    /// Entries from the start of a range that the log holds: at least one, and as many as `bytes_max` allows.
+    async fn read(&self, range: Range<u64>, bytes_max: usize, bodies: bool) -> io::Result<Vec<Entry>> {
+        if let Some(entries) = self.tail.lock().get(range.start, range.end, bytes_max) {
+            return Ok(entries);
+        }
+        let log = self.log.clone();
+        let Range { start, end } = range;
+        blocking(move || {
+            let stored = log.entries(start, end, bytes_max, bodies).map_err(io_error)?;
+            let entries = stored.into_iter().map(payload::from_stored).collect::<Result<Vec<_>, _>>();
+            let entries = entries.map_err(io_error)?;
+            match entries.first() {
+                Some(first) if first.log_id.index == start => Ok(entries),
+                _ => Err(io::Error::other(format!("entry {start} is missing from the log"))),
+            }
+        })
+        .await
+    }
+
+    /// A range in pieces of bounded size, read when they are wanted.
+    fn pieces(&self, range: Range<u64>) -> impl Stream<Item = io::Result<Vec<Entry>>> + Send + use<> {
+        stream::try_unfold((self.clone(), range), async |(store, range)| {
+            if range.is_empty() {
+                return Ok(None);
+            }
+            let piece = store.read(range.clone(), APPLY_BYTES, false).await?;
+            let next = range.start + piece.len() as u64;
+            Ok(Some((piece, (store, next..range.end))))
+        })
+    }
+}
+
+impl RaftLogReader<Types> for Store {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> io::Result<Vec<Entry>>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        self.pieces(self.held(range)).try_concat().await
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        let Some(bytes) = self.log.vote() else { return Ok(None) };
+        let stored: StoredVote = payload::decode_formatted("vote", &bytes).map_err(io_error)?;
+        Ok(Some(stored.into()))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let range = start..end.min(start.saturating_add(APPEND_ENTRIES_MAX));
+        let mut entries = self.read(range, APPEND_BYTES_MAX, true).await?;
+        entries.truncate(sendable(&entries));
+        Ok(entries)
+    }
+
+    /// Reads piece by piece: what is committed and not applied may be all that the log holds. An entry that should be here
+    /// and is not is an error, never skipped.
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let from = match range.start_bound() {
+            Bound::Included(from) => *from,
+            Bound::Excluded(before) => before.saturating_add(1),
+            Bound::Unbounded => self.held(..).start,
+        };
+        let to = match range.end_bound() {
+            Bound::Included(last) => last.saturating_add(1),
+            Bound::Excluded(to) => *to,
+            Bound::Unbounded => self.held(..).end,
+        };
+        self.pieces(from..to).map_ok(|piece| stream::iter(piece).map(Ok)).try_flatten().boxed()
+    }
+}
+
+/// How many of these entries one request may carry: at least one.
+fn sendable(entries: &[Entry]) -> usize {
+    let (mut bytes, mut command_bytes) = (0, 0);
+    let fits = |entry: &&Entry| {
+        bytes += weight(entry);
+        command_bytes += match &entry.payload {
+            EntryPayload::Normal(proposal) => proposal.command.len(),
+            EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+        };
+        bytes <= APPEND_BYTES_MAX && command_bytes <= APPEND_COMMAND_BYTES_MAX
+    };
+    entries.iter().take_while(fits).count().max(1)
+}
+
+impl RaftLogStorage<Types> for Store {
+    type LogReader = Store;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
+        let state = self.log.state();
+        Ok(LogState {
+            last_purged_log_id: state.last_purged.map(log_id),
+            last_log_id: state.last.or(state.last_purged).map(log_id),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Store {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let bytes = payload::encode_formatted("vote", &StoredVote::from(vote)).map_err(io_error)?;
+        let (done, saved) = completion();
+        self.log.save_vote(bytes, done);
+        durable(saved).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        self.log.save_committed(committed.as_ref().map(entry_id));
+        Ok(())
+    }
+
+    /// At most what is durable, as the log promises: openraft replays up to here and fails to start if an entry is missing.
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        Ok(self.log.committed().map(log_id))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        let stored = entries.iter().map(payload::to_stored).collect::<Result<Vec<_>, _>>().map_err(io_error)?;
+        let done = Box::new(|result: Result<(), Arc<StorageError>>| callback.io_completed(result.map_err(io_error)));
+        self.log.append(stored, done);
+        let mut tail = self.tail.lock();
+        entries.into_iter().for_each(|entry| tail.push(entry));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        self.tail.lock().truncate_from(last.map_or(0, |id| id.index + 1));
+        let (done, truncated) = completion();
+        self.log.truncate_after(last.as_ref().map(entry_id), done);
+        durable(truncated).await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        // A failure is fatal to the log, which says so by itself.
+        self.log.purge(entry_id(&upto), Box::new(|_| ()));
+        Ok(())
+    }
+}
+
+type Completed = oneshot::Receiver<Result<(), Arc<StorageError>>>;
+
+/// The call that the log makes when something is durable, and where to wait for it.
+pub fn completion() -> (crate::log::Done, Completed) {
+    let (sender, receiver) = oneshot::channel();
+    // Whoever waited may have gone.
+    let done = Box::new(move |result| drop(sender.send(result)));
+    (done, receiver)
+}
+
+pub async fn durable(completed: Completed) -> io::Result<()> {
+    match completed.await {
+        Ok(result) => result.map_err(io_error),
+        Err(_) => Err(io::Error::other("the log has stopped")),
+    }
+}
