@@ -328,6 +328,11 @@ impl Log {
         self.shared.has_body(index)
     }
 
+    /// Length in bytes of the body of entry `index`, purged or not; `None` if it is not stored here.
+    pub fn body_length(&self, index: u64) -> Option<u32> {
+        self.shared.body_length(index)
+    }
+
     /// Store the body of an entry at or below the purge point (or soon to be) that this node lacks, or a good copy of
     /// one that is damaged. Readable on return.
     pub fn import_body(&self, index: u64, body: Bytes, done: Done) {
@@ -394,7 +399,7 @@ impl Log {
         &self,
         last: EntryId,
         meta: Bytes,
-        items: &mut dyn Iterator<Item = Bytes>,
+        items: &mut dyn Iterator<Item = Result<Bytes, StorageError>>,
     ) -> Result<(), StorageError> {
         let _one_at_a_time = self.runner.snapshots.lock();
         snapshot::write_snapshot(&*self.shared.disk, last, &meta, items)
@@ -445,15 +450,5 @@ fn again(error: &StorageError) -> StorageError {
             file: String::new(),
             source: std::io::Error::other(other.to_string()),
         },
-    }
-}
-
-/// SKELETON: one process at a time uses a data directory; held until dropped (or the process ends).
-pub struct DirectoryLock {}
-
-impl DirectoryLock {
-    /// `StorageError::InUse` if another process holds it.
-    pub fn acquire(directory: &Path) -> Result<DirectoryLock, StorageError> {
-        unimplemented!()
     }
 }

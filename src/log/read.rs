@@ -114,6 +114,14 @@ impl Shared {
         memory.index.body(index).is_some() || memory.index.slot(index).is_some_and(|slot| slot.place.body > 0)
     }
 
+    pub fn body_length(&self, index: u64) -> Option<u32> {
+        match self.locate_body(index).ok()? {
+            BodyWhere::Memory(bytes) => Some(bytes.len() as u32),
+            BodyWhere::Disk(_, body) => Some(body.place.body),
+            BodyWhere::Nowhere => None,
+        }
+    }
+
     pub fn read_body(&self, index: u64, offset: u32, length: u32) -> Result<Bytes, StorageError> {
         let found = self.locate_body(index)?;
         let to = offset.saturating_add(length);
