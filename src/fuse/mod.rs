@@ -61,8 +61,14 @@ const LAST_USER_LOOK: Duration = Duration::from_millis(10);
 const GENERATION: Generation = Generation(0);
 
 /// Mount the volume at an existing directory. A dead keelfs mount there is removed first; a living one, or a dead one of
-/// someone else, is an error. Must be called within a tokio runtime, whose tasks answer the kernel.
-pub fn mount(volume: Volume, at: &Path, options: MountOptions) -> Result<MountHandle, MountError> {
+/// someone else, is an error. Tasks on `runtime` answer the kernel. Blocks until the kernel has greeted: call it from a
+/// thread that no task needs.
+pub fn mount(
+    volume: Volume,
+    runtime: tokio::runtime::Handle,
+    at: &Path,
+    options: MountOptions,
+) -> Result<Mount, MountError> {
     let path = mounts::canonical(at)?;
     mounts::clear(&path)?;
     let terms = Terms { source: &options.source, allow_other: options.allow_other, read_only: options.read_only };
@@ -72,12 +78,12 @@ pub fn mount(volume: Volume, at: &Path, options: MountOptions) -> Result<MountHa
         locks: Arc::new(LockTable::default()),
         freshness: options.freshness,
         volume,
-        runtime: tokio::runtime::Handle::current(),
+        runtime,
     });
     let adapter = Adapter::new(mounted, &options);
     // The kernel admits the mounting user only, unless told `allow_other`; fuser need not check again.
     let session = Session::from_fd(adapter, device, SessionACL::All, config());
-    session.and_then(|session| MountHandle::start(path.clone(), session)).map_err(|error| {
+    session.and_then(|session| Mount::start(path.clone(), session)).map_err(|error| {
         if let Err(stays) = mounts::unmount(&path) {
             tracing::warn!("{stays}");
         }
@@ -93,7 +99,7 @@ fn config() -> Config {
 }
 
 /// A mounted tree. Dropping it unmounts.
-pub struct MountHandle {
+pub struct Mount {
     path: PathBuf,
     /// The kernel's number of this mount, so that no other one at the same path is ever unmounted in its place.
     device: Option<String>,
@@ -101,15 +107,15 @@ pub struct MountHandle {
     end: watch::Receiver<Option<Result<(), String>>>,
 }
 
-impl MountHandle {
-    fn start(path: PathBuf, session: Session<Adapter>) -> std::io::Result<MountHandle> {
+impl Mount {
+    fn start(path: PathBuf, session: Session<Adapter>) -> std::io::Result<Mount> {
         let ours = mounts::mounted_at(&path).filter(|entry| entry.fs_type == FILE_SYSTEM_TYPE);
         let (ended, end) = watch::channel(None);
         std::thread::Builder::new().name("fuse".into()).spawn(move || {
             let outcome = session.run().map_err(|error| error.to_string());
             ended.send_replace(Some(outcome));
         })?;
-        Ok(MountHandle { path, device: ours.map(|entry| entry.device), end })
+        Ok(Mount { path, device: ours.map(|entry| entry.device), end })
     }
 
     /// Where it is mounted, canonical.
@@ -152,7 +158,7 @@ impl MountHandle {
     }
 }
 
-impl Drop for MountHandle {
+impl Drop for Mount {
     fn drop(&mut self) {
         if let Err(error) = self.detach() {
             tracing::warn!("cannot unmount: {error}");
