@@ -136,7 +136,20 @@ impl Volume {
         body: Bytes,
         deadline: Instant,
     ) -> Result<Reply, Failure> {
-        self.shared.submit(credentials, command, body, deadline).await
+        self.shared.submit(None, credentials, command, body, deadline).await
+    }
+
+    /// As [`Volume::submit`], but refused as `SessionEnded`, and not executed, unless it is executed in this session: for
+    /// what must not happen once the session's locks are lost.
+    pub async fn submit_within(
+        &self,
+        session: SessionId,
+        credentials: Credentials,
+        command: Command,
+        body: Bytes,
+        deadline: Instant,
+    ) -> Result<Reply, Failure> {
+        self.shared.submit(Some(session), credentials, command, body, deadline).await
     }
 
     /// Ask, linearizably: the answer reflects every command that completed before this call began.
@@ -248,6 +261,7 @@ impl Volume {
 impl Shared {
     async fn submit(
         &self,
+        within: Option<SessionId>,
         credentials: Credentials,
         command: Command,
         body: Bytes,
@@ -257,6 +271,9 @@ impl Shared {
         let _room = self.room(body.len(), deadline).await?;
         loop {
             let session = self.session(deadline).await?;
+            if within.is_some_and(|only| only != session.id) {
+                return Err(Refusal::SessionEnded.into());
+            }
             let ticket = session.begin(deadline).await.ok_or(Failure::NoMajority)?;
             let request = ticket.request(credentials, command.clone());
             match self.send(&request, &body, deadline).await {
