@@ -1,11 +1,60 @@
-//! SKELETON: the segmented log that is also the data store. The contract that `raft` and `volume` build on.
+//! The log: bytes in, bytes out, one segmented file log that is also the data store.
 //!
-//! Bytes in, bytes out: this room knows entries, votes, bodies and snapshot items as opaque bytes; it knows nothing of
-//! commands or of openraft.
+//! This room knows entries, votes, bodies and snapshot items as opaque bytes; it knows nothing of commands or of
+//! openraft. Absent on purpose: replication, compaction, and any clock but the one that delays a mark.
+//!
+//! # Decisions
+//!
+//! * One queue and one writer thread keep the order of entries, votes, truncations, purges and imports: [`queue`],
+//!   [`writer`]. `append` only queues; entries are readable at once, from memory. Cost: what is queued is held in memory
+//!   until it is durable, so callers must bound what they have in flight.
+//! * A body is written once, in the log, and found again by the index of its entry: [`index`], [`read`]. Below the purge
+//!   point it lives until [`Log::reclaim`] is told that it is dead.
+//! * A failed write or sync ends the log. Nothing of that batch is acknowledged, nothing is written or synced again.
+//!   Reads go on. The process is to be ended; the next opening finds what is true: [`recovery`].
+//! * The layout of the bytes is in [`format`], that of metadata snapshots in [`snapshot`].
+//! * The disk is a trait with two implementers: [`disk::RealDisk`] and [x].
+//!
+//! Cost of one durable append: its bytes, 64 to 127 of header and padding, 4 for each 16 KiB of body; one `pwritev` and one
+//! `fdatasync` for everything that was queued meanwhile.
 
-use bytes::Bytes;
+pub mod disk;
+//SIM
+
+mod cache;
+mod format;
+mod index;
+mod lock;
+mod queue;
+mod read;
+mod reclaim;
+mod recovery;
+mod scan;
+mod segment;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+mod writer;
+
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+pub use lock::DirectoryLock;
+pub use snapshot::SnapshotReader;
+
+use crate::limits::SEGMENT_BYTES;
+use disk::{Disk, RealDisk};
+use format::{Kind, Place};
+use index::BodyPlace;
+use queue::{Job, Memory, Shared};
+use writer::Writer;
+
+/// Longest vote, in bytes.
+pub const VOTE_BYTES_MAX: usize = 1024;
 
 /// Identity of an entry: openraft's `LogId`, spelled out. `index` 0 is the first entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -59,93 +108,284 @@ pub type Done = Box<dyn FnOnce(Result<(), Arc<StorageError>>) + Send>;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogState {
     pub last_purged: Option<EntryId>,
+    /// The last entry; the purge point if there is no entry behind it.
     pub last: Option<EntryId>,
-    /// The last entry that is durable here.
+    /// The last entry that is durable here; the purge point if there is none behind it.
     pub durable: Option<EntryId>,
 }
 
+/// How a log is laid out and run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Size of the segments that are made from now on; existing ones keep theirs.
+    pub segment_bytes: u64,
+    /// Bytes of recent entries that are kept in memory. Queued entries are kept beyond it.
+    pub cache_bytes: usize,
+    /// Must differ from one opening of a directory to the next: record checksums depend on it.
+    pub seed: u64,
+    pub threading: Threading,
+}
+
+/// Who runs the writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threading {
+    /// A thread of the log.
+    Own,
+    /// The owner, by calling [`Log::pump`]: for deterministic simulations.
+    Pumped,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            segment_bytes: SEGMENT_BYTES,
+            cache_bytes: 64 << 20,
+            seed: uuid::Uuid::new_v4().as_u64_pair().0,
+            threading: Threading::Own,
+        }
+    }
+}
+
+/// The log of one node. Clones share it; when the last one is dropped, what is queued is written and the writer ends.
 #[derive(Clone)]
-pub struct Log {}
+pub struct Log {
+    shared: Arc<Shared>,
+    runner: Arc<Runner>,
+}
+
+/// Who writes. Dropped with the last clone of the log.
+struct Runner {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    pumped: Mutex<Option<Writer>>,
+    /// One snapshot is written at a time, one reclaim is run at a time.
+    snapshots: Mutex<()>,
+    reclaims: Mutex<()>,
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        self.shared.close();
+        if let Some(writer) = self.pumped.get_mut() {
+            while writer.pump() {}
+        }
+        // A callback may hold the last clone: the writer cannot wait for itself.
+        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id())
+            && thread.join().is_err()
+        {
+            tracing::error!("the writer of the log panicked");
+        }
+    }
+}
 
 impl Log {
     /// Open or create the log in `dir` (the caller holds the directory's lock): cut a torn tail (keeping a copy), refuse
-    /// rot, load footers and tail headers, no bodies.
+    /// rot, load footers and tail headers, no bodies but those that are not proven durable.
     pub fn open(dir: &Path) -> Result<Log, StorageError> {
-        unimplemented!()
+        let io = |source| StorageError::Io { operation: "open", file: dir.display().to_string(), source };
+        Log::open_on(Arc::new(RealDisk::open(dir).map_err(io)?), Options::default())
+    }
+
+    /// The same on any disk.
+    pub fn open_on(disk: Arc<dyn Disk>, options: Options) -> Result<Log, StorageError> {
+        let (memory, tail) = recovery::recover(&*disk, &options)?;
+        let threading = options.threading;
+        let shared = Arc::new(Shared::new(disk, options, memory));
+        let writer = Writer::new(shared.clone(), tail);
+        let (thread, pumped) = match threading {
+            Threading::Pumped => (None, Some(writer)),
+            Threading::Own => (Some(spawn(writer, &shared)?), None),
+        };
+        let runner = Runner {
+            shared: shared.clone(),
+            thread,
+            pumped: Mutex::new(pumped),
+            snapshots: Mutex::new(()),
+            reclaims: Mutex::new(()),
+        };
+        Ok(Log { shared, runner: Arc::new(runner) })
+    }
+
+    /// Run the writer once, if the owner does that. False: there was nothing to do, or the log is dead.
+    pub fn pump(&self) -> bool {
+        self.runner.pumped.lock().as_mut().is_some_and(Writer::pump)
     }
 
     /// Queue entries, in order, contiguous with what is there. Readable on return; `done` is called, in order, from the
-    /// writer thread when they are durable.
+    /// writer thread when they are durable. An index that is there already cuts the log off in front of it.
     pub fn append(&self, entries: Vec<Entry>, done: Done) {
-        unimplemented!()
-    }
-    /// Record a vote (opaque bytes, at most 1 KiB), ordered with the appends; `done` when durable.
-    pub fn save_vote(&self, vote: Bytes, done: Done) {
-        unimplemented!()
-    }
-    pub fn vote(&self) -> Option<Bytes> {
-        unimplemented!()
-    }
-    /// Remember how far the log is known to be committed (`None`: nothing). Not synced by itself.
-    pub fn save_committed(&self, committed: Option<EntryId>) {
-        unimplemented!()
-    }
-    /// At most the last durable entry.
-    pub fn committed(&self) -> Option<EntryId> {
-        unimplemented!()
-    }
-    /// Drop every entry above `last` (`None`: all). Recorded in the log before any later append.
-    pub fn truncate_after(&self, last: Option<EntryId>, done: Done) {
-        unimplemented!()
-    }
-    /// Entries up to and including `upto` are no longer part of the Raft log; their bodies stay until `reclaim`.
-    /// `upto` may be above the last entry (after a snapshot install): then the log is empty and continues behind it.
-    pub fn purge(&self, upto: EntryId, done: Done) {
-        unimplemented!()
-    }
-    pub fn state(&self) -> LogState {
-        unimplemented!()
+        self.shared.submit(done, |memory| {
+            self.check_entries(memory, &entries)?;
+            if let Some(first) = entries.first().filter(|first| first.id.index < memory.index.next()) {
+                memory.truncate(first.id.index);
+            }
+            entries.into_iter().for_each(|entry| append(memory, entry));
+            Ok(())
+        });
     }
 
-    /// Entries of `from..to`, in order, stopping (after at least one) before `max_bytes` of commands and bodies is passed.
-    /// Without `bodies`, `Body::Absent` and nothing of them is read. Checksums are verified.
-    pub fn entries(&self, from: u64, to: u64, max_bytes: usize, bodies: bool) -> Result<Vec<Entry>, StorageError> {
-        unimplemented!()
+    fn check_entries(&self, memory: &Memory, entries: &[Entry]) -> Result<(), StorageError> {
+        let Some(first) = entries.first() else { return Ok(()) };
+        let (from, next) = (memory.index.first(), memory.index.next());
+        for (entry, index) in entries.iter().zip(first.id.index..) {
+            if entry.id.index != index || index < from || first.id.index > next {
+                return Err(self.shared.refusal(format!("entry {} where {next} is next", entry.id.index)));
+            }
+            match &entry.body {
+                Body::Bytes(body) => self.shared.check_size("an entry", entry.command.len(), body.len())?,
+                Body::Absent(0) => self.shared.check_size("an entry", entry.command.len(), 0)?,
+                Body::Absent(_) => return Err(self.shared.refusal(format!("entry {index} comes without its body"))),
+            }
+        }
+        Ok(())
     }
+
+    /// Record a vote (opaque bytes, at most 1 KiB), ordered with the appends; `done` when durable.
+    pub fn save_vote(&self, vote: Bytes, done: Done) {
+        self.shared.submit(done, |memory| {
+            if vote.len() > VOTE_BYTES_MAX {
+                return Err(self.shared.refusal(format!("a vote of {} bytes", vote.len())));
+            }
+            memory.vote = Some(vote.clone());
+            memory.push(Job::Vote(vote));
+            Ok(())
+        });
+    }
+
+    /// The last vote that was saved, durable or not.
+    pub fn vote(&self) -> Option<Bytes> {
+        self.shared.memory.lock().vote.clone()
+    }
+
+    /// Remember how far the log is known to be committed (`None`: nothing). Not synced by itself.
+    pub fn save_committed(&self, committed: Option<EntryId>) {
+        self.shared.memory.lock().set_committed(committed);
+        self.shared.wake();
+    }
+
+    /// At most the last durable entry.
+    pub fn committed(&self) -> Option<EntryId> {
+        self.shared.memory.lock().committed()
+    }
+
+    /// Drop every entry above `last` (`None`: all). Recorded in the log before any later append.
+    pub fn truncate_after(&self, last: Option<EntryId>, done: Done) {
+        self.shared.submit(done, |memory| {
+            let next = last.map_or(0, |last| last.index + 1).max(memory.index.first());
+            if next < memory.index.next() {
+                memory.truncate(next);
+            }
+            Ok(())
+        });
+    }
+
+    /// Entries up to and including `upto` are no longer part of the Raft log; their bodies stay until `reclaim`.
+    /// `upto` may be above the last entry (after a snapshot install): then the log is empty and continues behind it.
+    ///
+    /// If the log does not hold `upto` itself, its entries above the committed point may be others than those that
+    /// `upto` follows: they are dropped, and their bodies with them.
+    pub fn purge(&self, upto: EntryId, done: Done) {
+        self.shared.submit(done, |memory| {
+            if memory.index.purged.is_some_and(|purged| purged.index >= upto.index) {
+                return Ok(());
+            }
+            if memory.index.id(upto.index) != Some(upto) {
+                let trusted = memory.committed().map_or(0, |committed| committed.index + 1).max(memory.index.first());
+                if trusted < memory.index.next() {
+                    memory.truncate(trusted);
+                }
+            }
+            memory.index.purge(upto);
+            memory.durable_next = memory.durable_next.max(upto.index + 1);
+            memory.push(Job::Purge { upto });
+            Ok(())
+        });
+    }
+
+    pub fn state(&self) -> LogState {
+        self.shared.memory.lock().state()
+    }
+
+    /// Entries of `from..to` that the log holds, in order, stopping (after at least one) before `max_bytes` of commands
+    /// and bodies is passed. Without `bodies`, `Body::Absent` and nothing of them is read. Checksums are verified.
+    pub fn entries(&self, from: u64, to: u64, max_bytes: usize, bodies: bool) -> Result<Vec<Entry>, StorageError> {
+        self.shared.entries(from, to, max_bytes, bodies)
+    }
+
+    /// The id of an entry of the log, or of the purge point.
     pub fn entry_id(&self, index: u64) -> Option<EntryId> {
-        unimplemented!()
+        self.shared.memory.lock().index.id(index)
     }
 
     /// `length` bytes from `offset` of the body of entry `index`, purged or not, checksums verified.
     pub fn read_body(&self, index: u64, offset: u32, length: u32) -> Result<Bytes, StorageError> {
-        unimplemented!()
+        self.shared.read_body(index, offset, length)
     }
+
+    /// Whether a body of this entry is stored. True, too, for one that was given back before the last restart, until
+    /// the first `reclaim` after it; reading that one says `NoBody`.
     pub fn has_body(&self, index: u64) -> bool {
-        unimplemented!()
+        self.shared.has_body(index)
     }
-    /// Length of the body of entry `index`, purged or not; `None` if it is not stored here.
-    pub fn body_length(&self, index: u64) -> Option<u32> {
-        unimplemented!()
-    }
-    /// Store the body of an entry at or below the purge point (or soon to be) that this node lacks.
+
+    /// Store the body of an entry at or below the purge point (or soon to be) that this node lacks, or a good copy of
+    /// one that is damaged. Readable on return.
     pub fn import_body(&self, index: u64, body: Bytes, done: Done) {
-        unimplemented!()
+        self.shared.submit(done, |memory| {
+            self.shared.check_size("a body", 0, body.len())?;
+            if !body.is_empty() {
+                let serial = memory.serial();
+                let place = Place { body: body.len() as u32, ..Place::default() };
+                memory.index.set_body(index, BodyPlace { kind: Kind::Import, place });
+                memory.imports.insert(index, (serial, body.clone()));
+                memory.push(Job::Import { index, serial, body });
+            }
+            Ok(())
+        });
     }
+
     /// Give back what is at or below the purge point and not live: remove whole segments, punch out dead bodies.
+    /// `is_live` must speak for a state at or behind the purge point, and for every snapshot that is kept. Waits for
+    /// what is queued; the writer does not wait for it.
     pub fn reclaim(&self, is_live: &dyn Fn(u64) -> bool) -> Result<(), StorageError> {
-        unimplemented!()
+        let _one_at_a_time = self.runner.reclaims.lock();
+        let (send, receive) = std::sync::mpsc::channel();
+        let mut horizon = None;
+        let done: Done = Box::new(move |result| drop(send.send(result)));
+        self.shared.submit(done, |memory| {
+            horizon = Some(self.shared.horizon(memory));
+            Ok(())
+        });
+        while self.pump() {}
+        let stopped = || self.shared.refusal("the log is closed".into());
+        match (receive.recv(), horizon) {
+            (Ok(Ok(())), Some(horizon)) => self.shared.reclaim(horizon, is_live),
+            (Ok(Err(error)), _) => Err(again(&error)),
+            _ => Err(stopped()),
+        }
     }
+
     /// Bytes appended behind entry `index`: what a restart would replay.
     pub fn bytes_since(&self, index: u64) -> u64 {
-        unimplemented!()
+        self.shared.memory.lock().index.bytes_since(index)
     }
-    /// Bytes of disk that the log occupies.
+
+    /// Bytes of disk that the log occupies, without files that are kept for reuse.
     pub fn bytes_on_disk(&self) -> u64 {
-        unimplemented!()
+        let segments: Vec<_> = self.shared.memory.lock().segments.values().cloned().collect();
+        segments.iter().map(|segment| segment.file.allocated().unwrap_or(segment.header.bytes)).sum()
     }
-    /// Called once with the first fatal error of the writer thread.
+
+    /// Called once with the first fatal error of the writer thread; at once if there was one already.
     pub fn on_failure(&self, call: Box<dyn FnOnce(Arc<StorageError>) + Send>) {
-        unimplemented!()
+        let mut memory = self.shared.memory.lock();
+        match memory.failed.clone() {
+            None => memory.on_failure = Some(call),
+            Some(error) => {
+                drop(memory);
+                call(error);
+            }
+        }
     }
 
     /// Write a metadata snapshot: `meta` and then the items, each opaque bytes of at most 8 MiB, streamed (never all in
@@ -154,35 +394,56 @@ impl Log {
         &self,
         last: EntryId,
         meta: Bytes,
-        items: &mut dyn Iterator<Item = Result<Bytes, StorageError>>,
+        items: &mut dyn Iterator<Item = Bytes>,
     ) -> Result<(), StorageError> {
-        unimplemented!()
+        let _one_at_a_time = self.runner.snapshots.lock();
+        snapshot::write_snapshot(&*self.shared.disk, last, &meta, items)
     }
-    /// The newest valid snapshot: its last entry, meta and a reader of its items. A damaged one is never returned.
+
+    /// The newest valid snapshot: its last entry, meta and a reader of its items. A damaged one is never returned; it is
+    /// an error only if the log behind the one that is returned was purged.
     pub fn open_snapshot(&self) -> Result<Option<SnapshotReader>, StorageError> {
-        unimplemented!()
+        let _not_while_written = self.runner.snapshots.lock();
+        let (reader, skipped) = snapshot::open_newest(&*self.shared.disk)?;
+        let purged = self.shared.memory.lock().index.purged.map(|purged| purged.index);
+        match skipped {
+            Some(damaged) if reader.as_ref().map(|reader| reader.last.index) < purged => Err(damaged),
+            _ => Ok(reader),
+        }
     }
 }
 
-/// Streams the items of a snapshot file; every item's checksum is verified, and the whole file's before `None`.
-pub struct SnapshotReader {
-    pub last: EntryId,
-    pub meta: Bytes,
+fn spawn(writer: Writer, shared: &Shared) -> Result<JoinHandle<()>, StorageError> {
+    let io = |source| StorageError::Io { operation: "start the writer", file: shared.disk.path_of(""), source };
+    std::thread::Builder::new().name("log writer".into()).spawn(move || writer.run()).map_err(io)
 }
 
-impl Iterator for SnapshotReader {
-    type Item = Result<Bytes, StorageError>;
-    fn next(&mut self) -> Option<Self::Item> {
-        unimplemented!()
-    }
+fn append(memory: &mut Memory, entry: Entry) {
+    let Entry { id, command, body } = entry;
+    let body = match body {
+        Body::Bytes(body) => body,
+        Body::Absent(_) => Bytes::new(),
+    };
+    let serial = memory.serial();
+    let place = Place { command: command.len() as u32, body: body.len() as u32, ..Place::default() };
+    memory.index.push(id, place);
+    let cached = cache::Cached { serial, command: command.clone(), body: body.clone(), durable: false };
+    memory.cache.insert(id.index, cached);
+    memory.push(Job::Entry { id, serial, command, body });
 }
 
-/// SKELETON: one process at a time uses a data directory; held until dropped (or the process ends).
-pub struct DirectoryLock {}
-
-impl DirectoryLock {
-    /// `StorageError::InUse` if another process holds it.
-    pub fn acquire(directory: &Path) -> Result<DirectoryLock, StorageError> {
-        unimplemented!()
+/// An error that was told to everybody, for one more.
+fn again(error: &StorageError) -> StorageError {
+    match error {
+        StorageError::Io { operation, file, source } => StorageError::Io {
+            operation,
+            file: file.clone(),
+            source: std::io::Error::new(source.kind(), source.to_string()),
+        },
+        other => StorageError::Io {
+            operation: "write",
+            file: String::new(),
+            source: std::io::Error::other(other.to_string()),
+        },
     }
 }

@@ -1,0 +1,377 @@
+//! Opening: what is true after a crash, and what is rot.
+//!
+//! Every segment but the last was durable as a whole before the next one got its name; its Seal record lists what it
+//! holds, and no body is read. The last one is scanned by its headers. Behind the last position that a record proves
+//! durable, a record that does not verify is the remains of a write that was never acknowledged: it is cut, with a copy
+//! kept and a warning. In front of it, damage is rot in acknowledged data and is never cut: only entries that a valid
+//! metadata snapshot covers may be missing, provided that no vote, truncation or purge was lost with them.
+//!
+//! Decision: what is not proven durable is written once more and synced before anything is served. A process whose
+//! sync failed leaves its records in the page cache, valid to read and marked clean; after a restart without a power
+//! cut, a sync alone would say yes to bytes that are not on the disk. Cost: the last batch is written twice.
+//!
+//! Source: crash and corruption disentangled by later records, Alagappan et al., FAST '18.
+
+use std::collections::BTreeMap;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::disk::Disk;
+use super::format::{HEADER_BYTES, Kind, Place, ROW_BYTES, Recorded, Row, decode_id};
+use super::index::{BodyPlace, Index};
+use super::queue::{Job, Memory};
+use super::scan::{Found, Scan, command, is_intact, record_at, scan};
+use super::segment::{Segment, segment_name, segment_sequence};
+use super::snapshot::{is_snapshot, newest_snapshot};
+use super::writer::{Tail, make_segment};
+use super::{EntryId, Options, StorageError};
+
+/// Unproven records are written again in pieces of this size.
+const REWRITE_BYTES: u64 = 1 << 20;
+
+/// Open or create the log on `disk`.
+pub fn recover(disk: &dyn Disk, options: &Options) -> Result<(Memory, Tail), StorageError> {
+    let names = disk.list().map_err(|e| io(disk, "list", "", e))?;
+    remove_unfinished(disk, &names)?;
+    let mut sequences: Vec<u32> = names.iter().filter_map(|name| segment_sequence(name)).collect();
+    sequences.sort_unstable();
+    let (mut memory, tail) = match sequences.split_last() {
+        None => create(disk, options, &names)?,
+        Some((last, sealed)) => reopen(disk, options, sealed, *last)?,
+    };
+    memory.spares = names.into_iter().filter(|name| is_usable_spare(disk, name, options)).collect();
+    Ok((memory, tail))
+}
+
+fn io(disk: &dyn Disk, operation: &'static str, name: &str, source: std::io::Error) -> StorageError {
+    StorageError::Io { operation, file: disk.path_of(name), source }
+}
+
+fn remove_unfinished(disk: &dyn Disk, names: &[String]) -> Result<(), StorageError> {
+    for name in names.iter().filter(|name| name.ends_with(".tmp")) {
+        disk.remove(name).map_err(|e| io(disk, "remove", name, e))?;
+    }
+    Ok(())
+}
+
+fn is_usable_spare(disk: &dyn Disk, name: &str, options: &Options) -> bool {
+    name.ends_with(".free")
+        && disk.open(name).and_then(|file| file.len()).is_ok_and(|bytes| bytes == options.segment_bytes)
+}
+
+fn create(disk: &dyn Disk, options: &Options, names: &[String]) -> Result<(Memory, Tail), StorageError> {
+    if let Some(snapshot) = names.iter().find(|name| is_snapshot(name)) {
+        let what = "there is a snapshot but no segment of the log".into();
+        return Err(StorageError::Damaged { file: disk.path_of(snapshot), offset: 0, index: None, what });
+    }
+    let recorded = Recorded::default();
+    let (segment, end) = make_segment(disk, options, None, 1, 0, &recorded)?;
+    let memory = Memory::new(Index::default(), BTreeMap::from([(1, segment.clone())]), 1, options);
+    let tail = Tail { segment, end, marked: end, controls: 1, rows: Vec::new(), recorded };
+    Ok((memory, tail))
+}
+
+fn reopen(disk: &dyn Disk, options: &Options, sealed: &[u32], last: u32) -> Result<(Memory, Tail), StorageError> {
+    let mut replay = Replay::default();
+    let mut segments = BTreeMap::new();
+    for sequence in sealed {
+        let segment = open_segment(disk, *sequence)?;
+        let rows = sealed_rows(&segment, &mut replay)?;
+        segment.truncates.store(rows.iter().any(|row| row.kind == Kind::Truncate), Ordering::Relaxed);
+        rows.iter().for_each(|row| replay.row(row));
+        segments.insert(*sequence, segment);
+    }
+    let mut tail = open_tail(disk, open_segment(disk, last)?, &mut replay)?;
+    segments.insert(last, tail.segment.clone());
+    let (index, repaired) = replay.into_index(disk, &mut tail.recorded)?;
+    let mut memory = Memory::new(index, segments, last, options);
+    memory.vote = tail.recorded.vote.clone();
+    memory.committed = tail.recorded.committed;
+    if let Some(upto) = repaired {
+        memory.push(Job::Purge { upto });
+    }
+    Ok((memory, tail))
+}
+
+fn open_segment(disk: &dyn Disk, sequence: u32) -> Result<Arc<Segment>, StorageError> {
+    let name = segment_name(sequence);
+    let file = disk.open(&name).map_err(|e| io(disk, "open", &name, e))?;
+    let segment = Segment::open(file, disk.path_of(&name))?;
+    match segment.header.sequence == sequence {
+        true => Ok(Arc::new(segment)),
+        false => Err(segment.damaged(0, None, format!("the header is that of segment {}", segment.header.sequence))),
+    }
+}
+
+/// The rows of a sealed segment: from its Seal record, or if that is damaged from its headers.
+fn sealed_rows(segment: &Arc<Segment>, replay: &mut Replay) -> Result<Vec<Row>, StorageError> {
+    if let Some(rows) = read_seal(segment)? {
+        return Ok(rows);
+    }
+    tracing::warn!(file = segment.path, "the seal of this segment is damaged; reading its headers instead");
+    let scan = scan(segment)?;
+    if !scan.sealed {
+        return Err(segment.damaged(scan.end, None, "a record of a sealed segment"));
+    }
+    let gaps = scan.gaps.len();
+    replay.note_gaps(segment, &scan, gaps)?;
+    Ok(scan.records.iter().filter_map(row_of).collect())
+}
+
+fn read_seal(segment: &Segment) -> Result<Option<Vec<Row>>, StorageError> {
+    let header = &segment.header;
+    let trailer = segment.read(header.bytes - HEADER_BYTES as u64, header.bytes)?;
+    let Some(offset) = trailer.as_slice().try_into().ok().and_then(|bytes| header.read_trailer(bytes)) else {
+        return Ok(None);
+    };
+    let Some(found) = record_at(segment, offset as u64)? else { return Ok(None) };
+    let Some(rows) = command(segment, &found)? else { return Ok(None) };
+    Ok(rows.chunks(ROW_BYTES).map(|row| Row::decode(header, row)).collect())
+}
+
+fn row_of(found: &Found) -> Option<Row> {
+    let Found { header, place } = *found;
+    matches!(header.kind, Kind::Entry | Kind::Import | Kind::Truncate).then_some(Row {
+        kind: header.kind,
+        id: header.id,
+        place,
+    })
+}
+
+/// Scan the last segment, cut what was never acknowledged, make the rest durable.
+fn open_tail(disk: &dyn Disk, segment: Arc<Segment>, replay: &mut Replay) -> Result<Tail, StorageError> {
+    let mut scan = scan(&segment)?;
+    let Some(first) = scan.records.first().filter(|found| found.header.kind == Kind::State) else {
+        return Err(segment.damaged(HEADER_BYTES as u64, None, "the state at the head of the last segment"));
+    };
+    let proven = scan.durable.max(first.place.end());
+    let rotten = scan.gaps.iter().take_while(|gap| gap.at < proven).count();
+    replay.note_gaps(&segment, &scan, rotten)?;
+    let torn = first_torn(&segment, &scan, proven, rotten)?;
+    if let Some(at) = torn {
+        cut(disk, &segment, &mut scan, at)?;
+    }
+    harden(&segment, proven, scan.end)?;
+    let recorded = recorded_state(&segment, &scan.records)?;
+    let rows: Vec<Row> = scan.records.iter().filter_map(row_of).collect();
+    segment.truncates.store(rows.iter().any(|row| row.kind == Kind::Truncate), Ordering::Relaxed);
+    rows.iter().for_each(|row| replay.row(row));
+    let controls = scan.records.last().map_or(1, |found| found.header.controls);
+    Ok(Tail { segment, end: scan.end, marked: proven, controls, rows, recorded })
+}
+
+/// Where the part that was never acknowledged and is not whole begins.
+fn first_torn(segment: &Segment, scan: &Scan, proven: u64, rotten: usize) -> Result<Option<u64>, StorageError> {
+    let gap = scan.gaps.get(rotten).map(|gap| gap.at).or(scan.junk.then_some(scan.end));
+    let unproven = scan.records.iter().filter(|found| found.place.offset as u64 >= proven);
+    for found in unproven.take_while(|found| gap.is_none_or(|gap| (found.place.offset as u64) < gap)) {
+        if !is_intact(segment, found)? {
+            return Ok(Some(found.place.offset as u64));
+        }
+    }
+    Ok(gap)
+}
+
+/// Cut the tail at `at`: keep a copy, then zero it, so that no record of it is ever found again behind a later one.
+fn cut(disk: &dyn Disk, segment: &Segment, scan: &mut Scan, at: u64) -> Result<(), StorageError> {
+    let end = scan.junk_end.max(at + HEADER_BYTES as u64).min(segment.header.bytes);
+    let name = format!("torn-{}-{at}", segment.header.sequence);
+    let bytes = segment.read(at, end)?;
+    let copy = disk.create(&name).map_err(|e| io(disk, "create", &name, e))?;
+    copy.write_at(0, &mut [IoSlice::new(&bytes)]).map_err(|e| io(disk, "write", &name, e))?;
+    copy.sync_data().map_err(|e| io(disk, "sync", &name, e))?;
+    disk.sync_dir().map_err(|e| io(disk, "sync the directory of", &name, e))?;
+    segment.file.punch_hole(at, end - at).map_err(|e| segment.io("cut", e))?;
+    segment.file.sync_data().map_err(|e| segment.io("sync", e))?;
+    scan.records.retain(|found| found.place.end() <= at);
+    scan.end = at;
+    scan.sealed = false;
+    tracing::warn!(file = segment.path, offset = at, bytes = end - at, kept = name, "cut a torn write off the log");
+    Ok(())
+}
+
+/// Write `from..to` once more and sync it.
+fn harden(segment: &Segment, from: u64, to: u64) -> Result<(), StorageError> {
+    let mut at = from;
+    while at < to {
+        let next = (at + REWRITE_BYTES).min(to);
+        let bytes = segment.read(at, next)?;
+        segment.file.write_at(at, &mut [IoSlice::new(&bytes)]).map_err(|e| segment.io("write", e))?;
+        at = next;
+    }
+    match from < to {
+        true => segment.file.sync_data().map_err(|e| segment.io("sync", e)),
+        false => Ok(()),
+    }
+}
+
+/// Follow the control records of the last segment.
+fn recorded_state(segment: &Segment, records: &[Found]) -> Result<Recorded, StorageError> {
+    let mut recorded = Recorded::default();
+    for found in records {
+        let follow = match found.header.kind {
+            Kind::Import | Kind::Seal => Some(()),
+            Kind::Entry => {
+                recorded.last = Some(found.header.id);
+                Some(())
+            }
+            _ => command(segment, found)?.and_then(|bytes| follow_control(&mut recorded, found.header.kind, bytes)),
+        };
+        if follow.is_none() {
+            return Err(segment.damaged(found.place.command_at(), None, "checksum of a control record"));
+        }
+    }
+    Ok(recorded)
+}
+
+fn follow_control(recorded: &mut Recorded, kind: Kind, bytes: Vec<u8>) -> Option<()> {
+    match kind {
+        Kind::State => *recorded = Recorded::decode(&bytes)?,
+        Kind::Vote => recorded.vote = Some(Bytes::from(bytes)),
+        Kind::Mark => recorded.committed = decode_id(&bytes)?,
+        Kind::Truncate => recorded.last = decode_id(&bytes)?,
+        Kind::Purge => {
+            recorded.purged = decode_id(&bytes)?;
+            recorded.last = recorded.last.max_by_index(recorded.purged);
+        }
+        Kind::Entry | Kind::Import | Kind::Seal => {}
+    }
+    Some(())
+}
+
+trait MaxByIndex {
+    fn max_by_index(self, other: Self) -> Self;
+}
+
+impl MaxByIndex for Option<EntryId> {
+    /// The one further in the log; `other` if both are equally far.
+    fn max_by_index(self, other: Self) -> Self {
+        match self.map(|id| id.index) > other.map(|id| id.index) {
+            true => self,
+            false => other,
+        }
+    }
+}
+
+/// The records of all segments, in order, until it is known which of them count.
+#[derive(Default)]
+struct Replay {
+    entries: BTreeMap<u64, (EntryId, Place)>,
+    imports: BTreeMap<u64, Place>,
+    dead: Vec<Place>,
+    /// The first damage that may be tolerable, for the message if it is not.
+    damage: Option<StorageError>,
+}
+
+impl Replay {
+    /// Remember the first `count` gaps of a segment; refuse those in which a control record was lost.
+    fn note_gaps(&mut self, segment: &Segment, scan: &Scan, count: usize) -> Result<(), StorageError> {
+        for gap in &scan.gaps[..count] {
+            let before = gap.records_before.checked_sub(1).map_or(0, |i| scan.records[i].header.controls);
+            let index = scan.records[..gap.records_before].iter().rev().find(|found| found.header.kind == Kind::Entry);
+            let index = index.map(|found| found.header.id.index + 1);
+            let error = segment.damaged(gap.at, index, "checksum of a record header");
+            if before != gap.controls_behind {
+                return Err(error);
+            }
+            self.damage.get_or_insert(error);
+        }
+        Ok(())
+    }
+
+    fn row(&mut self, row: &Row) {
+        match row.kind {
+            Kind::Entry => {
+                self.drop_from(row.id.index);
+                self.entries.insert(row.id.index, (row.id, row.place));
+            }
+            Kind::Import => self.dead.extend(self.imports.insert(row.id.index, row.place)),
+            Kind::Truncate => self.drop_from(row.id.index.wrapping_add(1)),
+            _ => {}
+        }
+    }
+
+    fn drop_from(&mut self, index: u64) {
+        if self.entries.last_key_value().is_some_and(|(last, _)| *last >= index) {
+            self.dead.extend(self.entries.split_off(&index).into_values().map(|(_, place)| place));
+        }
+    }
+
+    /// The index, and the purge point that had to be moved up to a snapshot because of damage in front of it.
+    fn into_index(self, disk: &dyn Disk, recorded: &mut Recorded) -> Result<(Index, Option<EntryId>), StorageError> {
+        let last_hole = last_hole(&self.entries, recorded);
+        let repaired = match last_hole {
+            None => None,
+            Some(hole) => Some(self.cover(disk, hole)?),
+        };
+        if repaired.is_some() {
+            recorded.purged = repaired;
+            recorded.last = recorded.last.max_by_index(repaired);
+        }
+        Ok((self.build(recorded), repaired))
+    }
+
+    /// The snapshot that covers a missing entry.
+    fn cover(&self, disk: &dyn Disk, hole: u64) -> Result<EntryId, StorageError> {
+        let covering = newest_snapshot(disk)?.filter(|last| last.index >= hole);
+        match (covering, &self.damage) {
+            (Some(last), damage) => {
+                let damage = damage.as_ref().map(|damage| damage.to_string());
+                tracing::warn!(
+                    index = hole,
+                    snapshot = last.index,
+                    damage,
+                    "dropped damaged entries that a snapshot covers"
+                );
+                Ok(last)
+            }
+            (None, Some(StorageError::Damaged { file, offset, index, what })) => Err(StorageError::Damaged {
+                file: file.clone(),
+                offset: *offset,
+                index: index.or(Some(hole)),
+                what: what.clone(),
+            }),
+            (None, _) => {
+                let what = "an entry of the log is missing".into();
+                Err(StorageError::Damaged { file: disk.path_of(""), offset: 0, index: Some(hole), what })
+            }
+        }
+    }
+
+    fn build(self, recorded: &Recorded) -> Index {
+        let mut index = Index::default();
+        let first = recorded.purged.map_or(0, |purged| purged.index + 1);
+        let next = recorded.last.map_or(0, |last| last.index + 1);
+        if let Some(purged) = recorded.purged {
+            index.purge(purged);
+        }
+        for (at, (id, place)) in self.entries {
+            match at {
+                _ if at < first && place.body > 0 => index.set_body(at, BodyPlace { kind: Kind::Entry, place }),
+                _ if at >= first && at < next => index.push(id, place),
+                _ => {}
+            }
+        }
+        index.dead = self.dead;
+        for (at, place) in self.imports {
+            index.set_body(at, BodyPlace { kind: Kind::Import, place });
+        }
+        index
+    }
+}
+
+/// The largest index between purge point and last entry that is missing.
+fn last_hole(entries: &BTreeMap<u64, (EntryId, Place)>, recorded: &Recorded) -> Option<u64> {
+    let first = recorded.purged.map_or(0, |purged| purged.index + 1);
+    let mut expected = recorded.last.map_or(0, |last| last.index + 1).max(first);
+    for index in entries.range(first..expected).rev().map(|(index, _)| *index) {
+        if index + 1 != expected {
+            return Some(expected - 1);
+        }
+        expected = index;
+    }
+    (expected > first).then(|| expected - 1)
+}

@@ -1,0 +1,308 @@
+//! Metadata snapshots: one checksummed file each.
+//!
+//! ```text
+//! header 64:  0 8 "keelsnap" │ 8 4 format version │ 12 4 zero │ 16 8 term │ 24 8 node │ 32 8 index │ 40 20 zero │ 60 4 CRC32C
+//! item:       0 4 length │ 4 4 CRC32C of the bytes │ bytes            (the first item is the meta)
+//! end:        0 4 0xffffffff │ 4 4 CRC32C of 8..20 │ 8 8 items without the meta │ 16 4 CRC32C of all before the end
+//! ```
+//!
+//! Written under a temporary name, synced, renamed, directory synced; only then are older ones removed. A file that does
+//! not verify to its last byte is never opened: that costs a second reading, from the page cache as a rule.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::disk::{Disk, DiskFile};
+use super::format::{FORMAT, HEADER_BYTES, HeaderFault, get_u32, get_u64, put_u32, put_u64};
+use super::{EntryId, StorageError};
+
+/// Largest item, in bytes.
+pub const ITEM_BYTES_MAX: usize = 8 << 20;
+const MAGIC: &[u8; 8] = b"keelsnap";
+const END: u32 = u32::MAX;
+const END_BYTES: u64 = 20;
+const BUFFER_BYTES: usize = 1 << 20;
+
+fn snapshot_name(index: u64) -> String {
+    format!("snapshot-{index:020}")
+}
+
+/// Whether this is the name of a finished snapshot.
+pub fn is_snapshot(name: &str) -> bool {
+    snapshot_index(name).is_some()
+}
+
+fn snapshot_index(name: &str) -> Option<u64> {
+    let index = name.strip_prefix("snapshot-")?.parse().ok()?;
+    (snapshot_name(index) == name).then_some(index)
+}
+
+fn encode_header(last: EntryId) -> [u8; HEADER_BYTES] {
+    let mut bytes = [0; HEADER_BYTES];
+    bytes[..8].copy_from_slice(MAGIC);
+    put_u32(&mut bytes, 8, FORMAT);
+    put_u64(&mut bytes, 16, last.term);
+    put_u64(&mut bytes, 24, last.node);
+    put_u64(&mut bytes, 32, last.index);
+    let crc = crc32c::crc32c(&bytes[..60]);
+    put_u32(&mut bytes, 60, crc);
+    bytes
+}
+
+fn decode_header(bytes: &[u8]) -> Result<EntryId, HeaderFault> {
+    if &bytes[..8] != MAGIC {
+        return Err(HeaderFault::Broken("not a snapshot of keelfs"));
+    }
+    if get_u32(bytes, 60) != crc32c::crc32c(&bytes[..60]) {
+        return Err(HeaderFault::Broken("checksum of the snapshot header"));
+    }
+    match get_u32(bytes, 8) {
+        FORMAT => Ok(EntryId { term: get_u64(bytes, 16), node: get_u64(bytes, 24), index: get_u64(bytes, 32) }),
+        found => Err(HeaderFault::Version(found)),
+    }
+}
+
+/// Write a snapshot and remove the older ones.
+pub fn write_snapshot(
+    disk: &dyn Disk,
+    last: EntryId,
+    meta: &Bytes,
+    items: &mut dyn Iterator<Item = Bytes>,
+) -> Result<(), StorageError> {
+    let name = snapshot_name(last.index);
+    let temporary = format!("{name}.tmp");
+    let io = |operation| {
+        let file = disk.path_of(&temporary);
+        move |source| StorageError::Io { operation, file, source }
+    };
+    let file = disk.create(&temporary).map_err(io("create"))?;
+    let written = write_items(&*file, last, meta, items).and_then(|()| file.sync_data());
+    if let Err(error) = written {
+        // The disk may be full of it; the next opening removes it too.
+        let _ = disk.remove(&temporary);
+        return Err(io("write")(error));
+    }
+    disk.rename(&temporary, &name).map_err(io("rename"))?;
+    disk.sync_dir().map_err(io("sync the directory of"))?;
+    for older in disk.list().map_err(io("list"))?.iter().filter(|name| snapshot_index(name) < Some(last.index)) {
+        if is_snapshot(older) {
+            disk.remove(older).map_err(io("remove older than"))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_items(
+    file: &dyn DiskFile,
+    last: EntryId,
+    meta: &Bytes,
+    items: &mut dyn Iterator<Item = Bytes>,
+) -> std::io::Result<()> {
+    let mut sink = Sink { file, offset: 0, buffer: Vec::with_capacity(BUFFER_BYTES), crc: 0 };
+    sink.put(&encode_header(last))?;
+    sink.item(meta)?;
+    let mut count = 0u64;
+    for item in items {
+        sink.item(&item)?;
+        count += 1;
+    }
+    let mut end = [0; END_BYTES as usize];
+    put_u32(&mut end, 0, END);
+    put_u64(&mut end, 8, count);
+    put_u32(&mut end, 16, sink.crc);
+    let crc = crc32c::crc32c(&end[8..]);
+    put_u32(&mut end, 4, crc);
+    sink.put(&end)?;
+    sink.flush()
+}
+
+struct Sink<'a> {
+    file: &'a dyn DiskFile,
+    offset: u64,
+    buffer: Vec<u8>,
+    crc: u32,
+}
+
+impl Sink<'_> {
+    fn item(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        if bytes.len() > ITEM_BYTES_MAX {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "an item exceeds 8 MiB"));
+        }
+        self.put(&(bytes.len() as u32).to_le_bytes())?;
+        self.put(&crc32c::crc32c(bytes).to_le_bytes())?;
+        self.put(bytes)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.crc = crc32c::crc32c_append(self.crc, bytes);
+        self.buffer.extend_from_slice(bytes);
+        match self.buffer.len() >= BUFFER_BYTES {
+            true => self.flush(),
+            false => Ok(()),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.write_at(self.offset, &mut [IoSlice::new(&self.buffer)])?;
+        self.offset += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+/// The last entry of the newest valid snapshot.
+pub fn newest_snapshot(disk: &dyn Disk) -> Result<Option<EntryId>, StorageError> {
+    Ok(open_newest(disk)?.0.map(|reader| reader.last))
+}
+
+/// The newest valid snapshot, and the damage of newer ones that had to be skipped.
+pub fn open_newest(disk: &dyn Disk) -> Result<(Option<SnapshotReader>, Option<StorageError>), StorageError> {
+    let names = disk.list().map_err(|e| StorageError::Io { operation: "list", file: disk.path_of(""), source: e })?;
+    let mut skipped = None;
+    for name in names.iter().rev().filter(|name| is_snapshot(name)) {
+        match open_verified(disk, name) {
+            Ok(reader) => return Ok((Some(reader), skipped)),
+            Err(error @ StorageError::Damaged { .. }) => {
+                tracing::warn!(%error, "skipped a damaged snapshot");
+                skipped.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((None, skipped))
+}
+
+fn open_verified(disk: &dyn Disk, name: &str) -> Result<SnapshotReader, StorageError> {
+    for item in SnapshotReader::open(disk, name)? {
+        item?;
+    }
+    SnapshotReader::open(disk, name)
+}
+
+/// Streams the items of a snapshot file; every item's checksum is verified, and the whole file's before `None`.
+pub struct SnapshotReader {
+    pub last: EntryId,
+    pub meta: Bytes,
+    source: Source,
+    items: u64,
+    ended: bool,
+}
+
+impl std::fmt::Debug for SnapshotReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SnapshotReader").field("last", &self.last).field("file", &self.source.path).finish()
+    }
+}
+
+impl SnapshotReader {
+    fn open(disk: &dyn Disk, name: &str) -> Result<SnapshotReader, StorageError> {
+        let path = disk.path_of(name);
+        let io = |operation| {
+            let file = path.clone();
+            move |source| StorageError::Io { operation, file, source }
+        };
+        let file = disk.open(name).map_err(io("open"))?;
+        let length = file.len().map_err(io("stat"))?;
+        let mut source = Source { file, path: path.clone(), length, offset: 0, buffer: Bytes::new(), crc: 0 };
+        let header = source.take(HEADER_BYTES)?;
+        let last = decode_header(&header).map_err(|fault| fault.into_error(path))?;
+        let Some(meta) = source.item()? else { return Err(source.damaged("the end comes before the meta")) };
+        Ok(SnapshotReader { last, meta, source, items: 0, ended: false })
+    }
+
+    fn read_next(&mut self) -> Result<Option<Bytes>, StorageError> {
+        if let Some(item) = self.source.item()? {
+            self.items += 1;
+            return Ok(Some(item));
+        }
+        let whole = self.source.crc;
+        let end = self.source.take(END_BYTES as usize)?;
+        let intact = get_u32(&end, 4) == crc32c::crc32c(&end[8..])
+            && (get_u64(&end, 8), get_u32(&end, 16)) == (self.items, whole)
+            && self.source.remaining() == 0;
+        match intact {
+            true => Ok(None),
+            false => Err(self.source.damaged("checksum of the whole snapshot")),
+        }
+    }
+}
+
+impl Iterator for SnapshotReader {
+    type Item = Result<Bytes, StorageError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let next = self.read_next().transpose();
+        self.ended = !matches!(next, Some(Ok(_)));
+        next
+    }
+}
+
+/// A file that is read once, from its beginning.
+struct Source {
+    file: Arc<dyn DiskFile>,
+    path: String,
+    length: u64,
+    /// Where the buffer ends in the file.
+    offset: u64,
+    buffer: Bytes,
+    crc: u32,
+}
+
+impl Source {
+    fn remaining(&self) -> u64 {
+        self.length - self.offset + self.buffer.len() as u64
+    }
+
+    fn damaged(&self, what: &str) -> StorageError {
+        let offset = self.offset - self.buffer.len() as u64;
+        StorageError::Damaged { file: self.path.clone(), offset, index: None, what: what.into() }
+    }
+
+    /// The next item; `None` at the end, which is not consumed.
+    fn item(&mut self) -> Result<Option<Bytes>, StorageError> {
+        self.fill(8)?;
+        let (length, crc) = (get_u32(&self.buffer, 0), get_u32(&self.buffer, 4));
+        if length == END {
+            return Ok(None);
+        }
+        if length as usize > ITEM_BYTES_MAX {
+            return Err(self.damaged("impossible length of an item"));
+        }
+        self.take(8)?;
+        let item = self.take(length as usize)?;
+        match crc32c::crc32c(&item) == crc {
+            true => Ok(Some(item)),
+            false => Err(self.damaged("checksum of an item")),
+        }
+    }
+
+    fn take(&mut self, bytes: usize) -> Result<Bytes, StorageError> {
+        self.fill(bytes)?;
+        let taken = self.buffer.split_to(bytes);
+        self.crc = crc32c::crc32c_append(self.crc, &taken);
+        Ok(taken)
+    }
+
+    /// Have at least this many bytes in the buffer.
+    fn fill(&mut self, bytes: usize) -> Result<(), StorageError> {
+        if self.buffer.len() >= bytes {
+            return Ok(());
+        }
+        if self.remaining() < bytes as u64 {
+            return Err(self.damaged("the file is cut"));
+        }
+        let more = (bytes - self.buffer.len()).max(BUFFER_BYTES).min((self.length - self.offset) as usize);
+        let mut buffer = vec![0; self.buffer.len() + more];
+        buffer[..self.buffer.len()].copy_from_slice(&self.buffer);
+        let read = self.file.read_at(self.offset, &mut buffer[self.buffer.len()..]);
+        read.map_err(|source| StorageError::Io { operation: "read", file: self.path.clone(), source })?;
+        self.offset += more as u64;
+        self.buffer = buffer.into();
+        Ok(())
+    }
+}
