@@ -328,6 +328,11 @@ impl Log {
         self.shared.has_body(index)
     }
 
+    /// Length of the body of this entry, in bytes; `None` where [`Log::has_body`] says no.
+    pub fn body_length(&self, index: u64) -> Option<u32> {
+        self.shared.body_length(index)
+    }
+
     /// Store the body of an entry at or below the purge point (or soon to be) that this node lacks, or a good copy of
     /// one that is damaged. Readable on return.
     pub fn import_body(&self, index: u64, body: Bytes, done: Done) {
@@ -390,11 +395,12 @@ impl Log {
 
     /// Write a metadata snapshot: `meta` and then the items, each opaque bytes of at most 8 MiB, streamed (never all in
     /// memory) to one checksummed file; synced, renamed into place, directory synced; older snapshots are removed then.
+    /// An item that is an error ends it with that error, and nothing has changed.
     pub fn write_snapshot(
         &self,
         last: EntryId,
         meta: Bytes,
-        items: &mut dyn Iterator<Item = Bytes>,
+        items: &mut dyn Iterator<Item = Result<Bytes, StorageError>>,
     ) -> Result<(), StorageError> {
         let _one_at_a_time = self.runner.snapshots.lock();
         snapshot::write_snapshot(&*self.shared.disk, last, &meta, items)

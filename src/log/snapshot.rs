@@ -69,7 +69,7 @@ pub fn write_snapshot(
     disk: &dyn Disk,
     last: EntryId,
     meta: &Bytes,
-    items: &mut dyn Iterator<Item = Bytes>,
+    items: &mut dyn Iterator<Item = Result<Bytes, StorageError>>,
 ) -> Result<(), StorageError> {
     let name = snapshot_name(last.index);
     let temporary = format!("{name}.tmp");
@@ -98,14 +98,14 @@ fn write_items(
     file: &dyn DiskFile,
     last: EntryId,
     meta: &Bytes,
-    items: &mut dyn Iterator<Item = Bytes>,
+    items: &mut dyn Iterator<Item = Result<Bytes, StorageError>>,
 ) -> std::io::Result<()> {
     let mut sink = Sink { file, offset: 0, buffer: Vec::with_capacity(BUFFER_BYTES), crc: 0 };
     sink.put(&encode_header(last))?;
     sink.item(meta)?;
     let mut count = 0u64;
     for item in items {
-        sink.item(&item)?;
+        sink.item(&item.map_err(std::io::Error::other)?)?;
         count += 1;
     }
     let mut end = [0; END_BYTES as usize];

@@ -121,10 +121,7 @@ impl RaftStateMachine<Types> for Machine {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> io::Result<()> {
         let log = self.log.clone();
         let state = match data {
-            SnapshotData::OnDisk => {
-                let loaded = blocking(move || snapshot::load(&log)).await?;
-                loaded.map(|(_, state)| state).ok_or_else(|| io::Error::other("the snapshot is gone"))?
-            }
+            SnapshotData::OnDisk(source) => blocking(move || snapshot::adopt(&source, &log)).await?,
             SnapshotData::Received(received) => {
                 let Received { state, bodies, .. } = *received;
                 let stored = StoredMeta::new(meta.last_log_id.as_ref(), &meta.last_membership);
@@ -144,7 +141,10 @@ impl RaftStateMachine<Types> for Machine {
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot<SnapshotData>>> {
         let log = self.log.clone();
         let Some(meta) = blocking(move || snapshot::newest(&log)).await? else { return Ok(None) };
-        Ok(Some(Snapshot { meta: meta.snapshot_meta().map_err(io_error)?, snapshot: SnapshotData::OnDisk }))
+        Ok(Some(Snapshot {
+            meta: meta.snapshot_meta().map_err(io_error)?,
+            snapshot: SnapshotData::OnDisk(self.log.clone()),
+        }))
     }
 }
 
@@ -160,10 +160,10 @@ impl RaftSnapshotBuilder<Types> for Builder {
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot<SnapshotData>> {
         let Some(meta) = self.meta.clone() else {
-            return Ok(Snapshot { meta: SnapshotMeta::default(), snapshot: SnapshotData::OnDisk });
+            return Ok(Snapshot { meta: SnapshotMeta::default(), snapshot: SnapshotData::OnDisk(self.log.clone()) });
         };
         let (log, state, stored) = (self.log.clone(), self.state.clone(), meta.clone());
         blocking(move || snapshot::write(&log, &stored, &state)).await?;
-        Ok(Snapshot { meta: meta.snapshot_meta().map_err(io_error)?, snapshot: SnapshotData::OnDisk })
+        Ok(Snapshot { meta: meta.snapshot_meta().map_err(io_error)?, snapshot: SnapshotData::OnDisk(self.log.clone()) })
     }
 }

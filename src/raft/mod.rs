@@ -40,3 +40,6 @@ mod types;
 
 use machine::Machine;
 pub use replica::{Replica, ReplicaError, ReplicaStatus, Timing, Tuning};
+
+#[cfg(test)]
+mod tests;

@@ -15,8 +15,8 @@ use tokio::sync::OwnedMutexGuard;
 
 /// What openraft passes around as a snapshot.
 pub enum SnapshotData {
-    /// The newest one in the log's directory.
-    OnDisk,
+    /// The newest one in this log's directory.
+    OnDisk(Log),
     /// One that has come from another node and is not on disk yet.
     Received(Box<Received>),
 }
@@ -68,6 +68,15 @@ pub fn load(log: &Log) -> io::Result<Option<(StoredMeta, State)>> {
     }
     let state = finish(importer, &meta)?;
     Ok(Some((meta, state)))
+}
+
+/// Load the newest snapshot of `source`, and make it that of `log` too if they are two.
+pub fn adopt(source: &Log, log: &Log) -> io::Result<State> {
+    let (meta, state) = load(source)?.ok_or_else(|| io::Error::other("the snapshot is gone"))?;
+    if newest(log)?.is_none_or(|own| own.last != meta.last) {
+        write(log, &meta, &state)?;
+    }
+    Ok(state)
 }
 
 pub fn add(importer: &mut Importer, item: &Bytes) -> io::Result<()> {

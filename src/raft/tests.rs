@@ -1,0 +1,342 @@
+//! openraft's own suite over our storage, and three replicas over real sockets and files.
+
+use super::machine::Machine;
+use super::store::Store;
+use super::types::Types;
+use super::*;
+use crate::fs::{Answer, Attributes};
+use crate::fs::{
+    Command, Content, Credentials, Expected, ExpiryChange, Ino, LogIndex, Name, Outcome, Piece, Query, Reply, Request,
+    Sequence, SessionId,
+};
+use crate::log::Log;
+use crate::net::{Caller, Handler, Identity, Message, NodeId, Server};
+use bytes::Bytes;
+use openraft::StorageError;
+use openraft::testing::log::{StoreBuilder, Suite};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+struct Builder;
+
+impl StoreBuilder<Types, Store, Machine, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, Store, Machine), StorageError<Types>> {
+        let directory = tempfile::tempdir().unwrap();
+        let log = Log::open(directory.path()).unwrap();
+        let machine = Machine::load(log.clone()).await.unwrap();
+        Ok((directory, Store::new(log), machine))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn openrafts_own_suite() {
+    Suite::test_all(Builder).await.unwrap();
+}
+
+/// One node of the test cluster: its directory and address outlive its process.
+struct Node {
+    id: NodeId,
+    directory: TempDir,
+    address: SocketAddr,
+    running: Option<Running>,
+}
+
+struct Running {
+    replica: Replica,
+    server: tokio::task::JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+struct Serve(Replica);
+
+impl Handler for Serve {
+    fn handle(&self, from: &Caller, message: Message) -> impl Future<Output = Message> + Send + 'static {
+        self.0.handle(from, message)
+    }
+}
+
+struct Cluster {
+    nodes: Vec<Node>,
+    incarnation: u64,
+    session: SessionId,
+    sequence: u64,
+}
+
+const TIMING: Timing = Timing {
+    heartbeat: Duration::from_millis(100),
+    election_min: Duration::from_millis(500),
+    election_max: Duration::from_millis(1000),
+};
+/// A snapshot every few entries.
+const TUNING: Tuning =
+    Tuning { snapshot_after_bytes: 256 << 10, keep_entries: 8, keep_bytes: 64 << 10, keep_entries_min: 2 };
+/// Far beyond what anything here takes: a test that waits so long has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl Cluster {
+    async fn start(count: u64) -> Cluster {
+        let mut nodes = Vec::new();
+        for id in 1..=count {
+            // Bound once to find a free port; bound again whenever the node starts.
+            let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+            nodes.push(Node { id, directory: tempfile::tempdir().unwrap(), address, running: None });
+        }
+        let mut cluster = Cluster { nodes, incarnation: 0, session: SessionId(0), sequence: 0 };
+        for id in 1..=count {
+            cluster.boot(id).await;
+        }
+        cluster.replica(1).initialize(cluster.addresses()).await.unwrap();
+        let opened = cluster.propose(Command::OpenSession { label: "test".into() }, Bytes::new()).await;
+        let Ok(Reply::Session(session)) = opened else { panic!("{opened:?}") };
+        cluster.session = session;
+        cluster
+    }
+
+    fn addresses(&self) -> BTreeMap<NodeId, SocketAddr> {
+        self.nodes.iter().map(|node| (node.id, node.address)).collect()
+    }
+
+    async fn boot(&mut self, id: NodeId) {
+        self.incarnation += 1;
+        let own = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(id), incarnation: self.incarnation };
+        let addresses = self.addresses();
+        let node = &mut self.nodes[id as usize - 1];
+        let log = Log::open(node.directory.path()).unwrap();
+        let replica = Replica::start_tuned(own.clone(), log, addresses, TIMING, TUNING).await.unwrap();
+        let stop = CancellationToken::new();
+        let listener = TcpListener::bind(node.address).await.unwrap();
+        let server = tokio::spawn(Server::run(listener, own, Arc::new(Serve(replica.clone())), stop.clone()));
+        node.running = Some(Running { replica, server, stop });
+    }
+
+    async fn stop(&mut self, id: NodeId) {
+        let Running { replica, server, stop } = self.nodes[id as usize - 1].running.take().unwrap();
+        stop.cancel();
+        server.await.unwrap();
+        replica.shutdown().await;
+    }
+
+    fn replica(&self, id: NodeId) -> Replica {
+        self.nodes[id as usize - 1].running.as_ref().unwrap().replica.clone()
+    }
+
+    fn running(&self) -> Vec<Replica> {
+        self.nodes.iter().filter_map(|node| Some(node.running.as_ref()?.replica.clone())).collect()
+    }
+
+    /// Whoever leads, once someone does.
+    async fn leader(&self) -> Replica {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            for replica in self.running() {
+                if replica.status().role == "leader" && replica.read_index().await.is_ok() {
+                    return replica;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("no leader");
+    }
+
+    /// Submit as `volume` does: the same request until there is an outcome.
+    async fn propose(&mut self, command: Command, body: Bytes) -> Outcome {
+        self.sequence += 1;
+        let request = Request {
+            session: self.session,
+            sequence: Sequence(self.sequence),
+            first_outstanding: Sequence(self.sequence),
+            credentials: Credentials::default(),
+            command,
+        };
+        loop {
+            match self.leader().await.propose(request.clone(), body.clone()).await {
+                Ok(outcome) => return outcome,
+                Err(ReplicaError::NotLeader { .. } | ReplicaError::Unknown) => {}
+                Err(stopped) => panic!("{stopped}"),
+            }
+        }
+    }
+
+    async fn put(&mut self, name: &str, body: Bytes) -> Attributes {
+        let command = Command::Put {
+            parent: Ino::ROOT,
+            name: Name::new(name.as_bytes()).unwrap(),
+            expected: Expected::Anything,
+            expiry: ExpiryChange::Keep,
+            mode: 0o644,
+            length: body.len() as u32,
+        };
+        match self.propose(command, body).await {
+            Ok(Reply::Attributes(attributes)) => attributes,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// All that run have applied what the leader has, and have the same hash there.
+    async fn agree(&self) {
+        let index = self.leader().await.read_index().await.unwrap();
+        let mut hashes = Vec::new();
+        for replica in self.running() {
+            assert!(replica.wait_applied(index, Instant::now() + PATIENCE).await, "{:?}", replica.status());
+            hashes.push(replica.hash_at(index).expect("recent"));
+            replica.state().check().unwrap();
+        }
+        assert!(hashes.windows(2).all(|pair| pair[0] == pair[1]), "hashes at {index:?}: {hashes:?}");
+    }
+}
+
+/// The whole content of a file, from one replica's state and log.
+async fn read(replica: &Replica, ino: Ino) -> Vec<u8> {
+    let state = replica.state();
+    let Ok(Answer::Content(Content { pieces, .. })) =
+        state.answer(&Query::Content { ino, offset: 0, length: u64::MAX >> 1 })
+    else {
+        panic!("no content")
+    };
+    let mut bytes = Vec::new();
+    for piece in pieces {
+        match piece {
+            Piece::Hole { length } => bytes.resize(bytes.len() + length as usize, 0),
+            Piece::Body { index, offset, length } => {
+                bytes.extend_from_slice(&replica.read_body(index, offset, length).await.unwrap());
+            }
+        }
+    }
+    bytes
+}
+
+fn body(seed: u8, length: usize) -> Bytes {
+    (0..length).map(|i| seed.wrapping_add((i / 7) as u8)).collect()
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "still not: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_dies_and_a_laggard_is_brought_back_by_a_snapshot() {
+    let mut cluster = Cluster::start(3).await;
+    let early = cluster.put("early", body(1, 200_000)).await;
+    cluster.agree().await;
+
+    // The leader dies: another goes on, with everything that was answered.
+    let first = cluster.leader().await.status().leader.unwrap();
+    cluster.stop(first).await;
+    let second = cluster.put("after-failover", body(2, 100)).await;
+    assert!(second.version > early.version);
+
+    // The dead one misses more than the log keeps: files that stay, files that are gone again.
+    let mut kept = Vec::new();
+    for round in 0..40u8 {
+        kept.push((cluster.put(&format!("kept-{round}"), body(round, 50_000)).await.ino, body(round, 50_000)));
+        cluster.put("overwritten", body(round, 70_000)).await;
+    }
+    let survivor = cluster.leader().await;
+    let missed = early.version.0 + 2;
+    until("the log is purged beyond what the dead node has", || survivor.status().purged > missed).await;
+
+    cluster.boot(first).await;
+    cluster.agree().await;
+    let back = cluster.replica(first);
+    assert!(back.status().snapshot > missed, "it was brought back by a snapshot: {:?}", back.status());
+    assert_eq!(read(&back, early.ino).await, body(1, 200_000), "a body that it had all along");
+    for (ino, body) in &kept {
+        assert_eq!(read(&back, *ino).await, *body, "a body that it fetched");
+    }
+
+    // What it installed survives its next restart.
+    cluster.stop(first).await;
+    drop(back);
+    cluster.boot(first).await;
+    cluster.put("last", body(9, 10)).await;
+    cluster.agree().await;
+    for (ino, body) in &kept {
+        assert_eq!(read(&cluster.replica(first), *ino).await, *body, "after a restart");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_stop_and_start_again_with_everything() {
+    let mut cluster = Cluster::start(3).await;
+    let file = cluster.put("file", body(3, 1 << 20)).await;
+    for round in 0..10 {
+        cluster.put("file", body(round, 300_000)).await;
+    }
+    for id in 1..=3 {
+        cluster.stop(id).await;
+    }
+    for id in 1..=3 {
+        cluster.boot(id).await;
+    }
+    cluster.put("another", body(4, 10)).await;
+    cluster.agree().await;
+    for replica in cluster.running() {
+        assert_eq!(read(&replica, file.ino).await, body(9, 300_000));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_majority_nothing_is_answered_and_nobody_is_sent_in_circles() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.put("file", body(1, 10)).await;
+    let leader = cluster.leader().await.status().leader.unwrap();
+    let follower = leader % 3 + 1;
+    let known = *cluster.replica(follower).leader().borrow();
+    assert_eq!(known, Some(leader));
+    let refused = cluster.replica(follower).read_index().await;
+    assert_eq!(refused, Err(ReplicaError::NotLeader { leader: Some(leader) }));
+
+    for id in (1..=3).filter(|id| *id != leader) {
+        cluster.stop(id).await;
+    }
+    let alone = cluster.replica(leader);
+    assert_eq!(alone.read_index().await, Err(ReplicaError::NotLeader { leader: None }));
+    assert!(!alone.wait_applied(LogIndex(1 << 40), Instant::now() + Duration::from_millis(20)).await);
+    assert!(alone.hash_at(*alone.applied().borrow()).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_proposals_at_once_are_each_answered_once() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let (session, first) = (cluster.session, cluster.sequence + 1);
+    let proposals = (0..300u64).map(|i| {
+        let leader = leader.clone();
+        let request = Request {
+            session,
+            sequence: Sequence(first + i),
+            first_outstanding: Sequence(first),
+            credentials: Credentials::default(),
+            command: Command::Put {
+                parent: Ino::ROOT,
+                name: Name::new(format!("file-{i}").as_bytes()).unwrap(),
+                expected: Expected::Anything,
+                expiry: ExpiryChange::Keep,
+                mode: 0o600,
+                length: 20_000,
+            },
+        };
+        tokio::spawn(async move { leader.propose(request, body(i as u8, 20_000)).await })
+    });
+    let mut versions = Vec::new();
+    for proposal in proposals.collect::<Vec<_>>() {
+        match proposal.await.unwrap() {
+            Ok(Ok(Reply::Attributes(attributes))) => versions.push(attributes.version),
+            other => panic!("{other:?}"),
+        }
+    }
+    versions.sort();
+    versions.dedup();
+    assert_eq!(versions.len(), 300);
+    cluster.sequence += 300;
+    cluster.agree().await;
+}
