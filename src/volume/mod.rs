@@ -34,8 +34,9 @@ pub use session::sessionless;
 pub use status::NodeStatus;
 
 use crate::fs::{Answer, Command, Credentials, Ino, LogIndex, Query, Refusal, Reply, Request, SessionId};
-use crate::limits::BODY_BYTES_MAX;
+use crate::limits::{BODY_BYTES_MAX, SESSION_LABEL_BYTES_MAX};
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use keeper::Standing;
 use opens::Opens;
 use parking_lot::Mutex;
@@ -53,8 +54,6 @@ const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 const COMMAND_BYTES: usize = 1024;
 /// How long the end of a session may take when a volume is closed.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
-/// Longest label of a session, in bytes.
-const LABEL_BYTES_MAX: usize = 255;
 
 const _: () = assert!(IN_FLIGHT_BYTES_MAX > 8 * (BODY_BYTES_MAX + COMMAND_BYTES));
 
@@ -92,7 +91,8 @@ pub struct Capacity {
     pub inodes: u64,
 }
 
-/// The way to the cluster.
+/// The way to the cluster. Its futures are boxed where it is called: they are large and deeply nested, and every front end
+/// would carry them in its own. Cost: one allocation a call.
 enum Access {
     Local(Local),
     Remote(Client),
@@ -119,7 +119,7 @@ impl Volume {
     }
 
     fn new(access: Access, label: &str) -> Volume {
-        let label = label.chars().take(LABEL_BYTES_MAX / 4).collect();
+        let label = label[..label.floor_char_boundary(SESSION_LABEL_BYTES_MAX)].to_string();
         let (standing, opens) = (Standing::default(), Mutex::default());
         let shared =
             Arc::new(Shared { access, label, standing, opens, in_flight: Semaphore::new(IN_FLIGHT_BYTES_MAX) });
@@ -152,10 +152,10 @@ impl Volume {
 
     async fn query_as(&self, query: Query, freshness: Freshness, deadline: Instant) -> Result<Answer, Failure> {
         let answer = match &self.shared.access {
-            Access::Local(local) => local.query(&query, freshness, deadline).await,
-            Access::Remote(client) => client.query(&query, freshness, deadline).await,
+            Access::Local(local) => local.query(&query, freshness, deadline).boxed(),
+            Access::Remote(client) => client.query(&query, freshness, deadline).boxed(),
         };
-        answer?.map_err(Failure::Refused)
+        answer.await?.map_err(Failure::Refused)
     }
 
     /// Up to `length` bytes of a file from `offset`, linearizable, holes as zeros; shorter only at the end of the file.
@@ -274,10 +274,11 @@ impl Shared {
     }
 
     async fn send(&self, request: &Request, body: &Bytes, deadline: Instant) -> Verdict {
-        match &self.access {
-            Access::Local(local) => local.submit(request, body, deadline).await,
-            Access::Remote(client) => client.submit(request, body, deadline).await,
-        }
+        let sent = match &self.access {
+            Access::Local(local) => local.submit(request, body, deadline).boxed(),
+            Access::Remote(client) => client.submit(request, body, deadline).boxed(),
+        };
+        sent.await
     }
 
     /// Room for a command among those that are under way.
@@ -313,10 +314,10 @@ impl Shared {
         deadline: Instant,
     ) -> Result<(Head, Bytes), Failure> {
         let read = match &self.access {
-            Access::Local(local) => local.read(ino, offset, length, freshness, deadline).await,
-            Access::Remote(client) => client.read(ino, offset, length, freshness, deadline).await,
+            Access::Local(local) => local.read(ino, offset, length, freshness, deadline).boxed(),
+            Access::Remote(client) => client.read(ino, offset, length, freshness, deadline).boxed(),
         };
-        read?.map_err(Failure::Refused)
+        read.await?.map_err(Failure::Refused)
     }
 }
 
@@ -347,3 +348,6 @@ fn check_body(command: &Command, body: &Bytes) -> Result<(), Refusal> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;
