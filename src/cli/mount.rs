@@ -46,7 +46,9 @@ async fn serve_mount(args: &MountArgs, dir: &Path, options: MountOptions) -> Cli
     remote.members().await?;
     let volume = remote.volume();
     let what = || format!("cannot mount at {}", dir.display());
-    let mounted = fuse::mount(volume.clone(), dir, options).map_err(|why| format!("{why:#}")).tried(what)?;
+    let (mounting, runtime, at) = (volume.clone(), tokio::runtime::Handle::current(), dir.to_owned());
+    let mounted = tokio::task::spawn_blocking(move || fuse::mount(mounting, runtime, &at, options)).await;
+    let mounted = mounted.tried(what)?.map_err(|why| why.to_string()).tried(what)?;
     until_told_or_unmounted(dir).await?;
     let unmounted = tokio::task::spawn_blocking(move || mounted.unmount()).await;
     volume.close().await;

@@ -1,23 +1,21 @@
 //! The four verbs as commands and queries of the volume.
 //!
-//! `write`, `cas` and `delete` are one command each. `read` needs three questions (which inode, its bytes, its seconds
-//! left), and they may be answered at different indexes. Versions only rise, so if the version is the same before and
-//! after, all that was seen between is one state's; otherwise everything is asked again until the deadline.
+//! `write`, `cas` and `delete` are one command each. `read` needs three questions, in this order: which inode and version,
+//! its seconds left, its bytes and their version. Versions only rise, so if the two versions are equal, they and the bytes
+//! are what the file had when the seconds were told; otherwise everything is asked again until the deadline.
 
 use super::answers::Answer;
 use crate::fs::{self, Command, Credentials, Expected, ExpiryChange, FileKind, Ino, LogIndex, Name, Query, Refusal};
 use crate::fs::{Attributes, Reply};
 use crate::limits::{BODY_BYTES_MAX, CS733_OPERATION_SECONDS_MAX};
-use crate::volume::{Failure, Volume};
+use crate::volume::{Failure, Freshness, Head, Volume};
 use bytes::Bytes;
 use std::time::{Duration, Instant};
 
 /// Permission bits of a file that a client creates.
 const NEW_FILE_MODE: u32 = 0o644;
-/// Bytes of a file that are read, checked and sent at a time.
-const PIECE_BYTES: u64 = BODY_BYTES_MAX as u64;
 
-/// A file as it was at one index, with its first piece.
+/// A file as it was at one index, with its first piece of at most [`BODY_BYTES_MAX`] bytes.
 #[derive(Debug)]
 pub struct Contents {
     ino: Ino,
@@ -95,38 +93,30 @@ pub async fn open(volume: &Volume, name: &Name) -> Result<Contents, Failure> {
 
 /// The next piece of a file whose version still is the announced one; `None` behind the last.
 pub async fn next_piece(volume: &Volume, contents: &mut Contents) -> Result<Option<Bytes>, Failure> {
-    let length = PIECE_BYTES.min(contents.size - contents.taken);
-    if length == 0 {
+    if contents.taken == contents.size {
         return Ok(None);
     }
-    let deadline = deadline();
-    let piece = volume.read(contents.ino, contents.taken, length as u32, deadline).await?;
-    let now = attributes(volume, Query::Attributes { ino: contents.ino }, deadline).await?;
-    if now.version != contents.version || piece.len() as u64 != length {
-        return Err(Refusal::VersionMismatch { current: now.version }.into());
+    let (head, piece) = piece(volume, contents.ino, contents.taken, deadline()).await?;
+    if head.version != contents.version {
+        return Err(Refusal::VersionMismatch { current: head.version }.into());
     }
-    contents.taken += length;
+    if piece.is_empty() {
+        return Err(unexpected("a read"));
+    }
+    contents.taken += piece.len() as u64;
     Ok(Some(piece))
 }
 
 /// `None`: the file changed while it was looked at.
 async fn contents_of(volume: &Volume, file: &Attributes, deadline: Instant) -> Result<Option<Contents>, Failure> {
-    let length = PIECE_BYTES.min(file.size);
-    let (first, seconds_left) =
-        tokio::try_join!(piece_at_start(volume, file.ino, length, deadline), seconds_left(volume, file.ino, deadline))?;
-    let now = attributes(volume, Query::Attributes { ino: file.ino }, deadline).await?;
-    if now.version != file.version || first.len() as u64 != length {
-        return Ok(None);
-    }
-    let Attributes { ino, version, size, .. } = *file;
-    Ok(Some(Contents { ino, version, size, seconds_left, first, taken: 0 }))
+    let seconds_left = seconds_left(volume, file.ino, deadline).await?;
+    let (Head { version, size }, first) = piece(volume, file.ino, 0, deadline).await?;
+    let contents = Contents { ino: file.ino, version, size, seconds_left, first, taken: 0 };
+    Ok((version == file.version).then_some(contents))
 }
 
-async fn piece_at_start(volume: &Volume, ino: Ino, length: u64, deadline: Instant) -> Result<Bytes, Failure> {
-    match length {
-        0 => Ok(Bytes::new()),
-        length => volume.read(ino, 0, length as u32, deadline).await,
-    }
+async fn piece(volume: &Volume, ino: Ino, offset: u64, deadline: Instant) -> Result<(Head, Bytes), Failure> {
+    volume.read_as(ino, offset, BODY_BYTES_MAX as u32, Freshness::Linearizable, deadline).await
 }
 
 /// Seconds until the file ends, rounded up and at least 1; 0: it has no expiry.

@@ -126,7 +126,7 @@ async fn keep(volume: Weak<Shared>) {
         }
         // Without a session this opens one first.
         let sign = Command::KeepAlive { closed };
-        match shared.submit(Credentials::default(), sign, Bytes::new(), now + ALIVE_TIME).await {
+        match shared.submit(None, Credentials::default(), sign, Bytes::new(), now + ALIVE_TIME).await {
             Ok(_) => last_sign = now,
             Err(failure) => tracing::warn!("cannot keep the session alive, trying again: {failure}"),
         }

@@ -34,7 +34,7 @@ pub use session::sessionless;
 pub use status::NodeStatus;
 
 use crate::fs::{Answer, Command, Credentials, Ino, LogIndex, Query, Refusal, Reply, Request, SessionId};
-use crate::limits::{BODY_BYTES_MAX, SESSION_LABEL_BYTES_MAX};
+use crate::limits::BODY_BYTES_MAX;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use keeper::Standing;
@@ -54,6 +54,8 @@ const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 const COMMAND_BYTES: usize = 1024;
 /// How long the end of a session may take when a volume is closed.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
+/// Longest label of a session, in bytes.
+const LABEL_BYTES_MAX: usize = 255;
 
 const _: () = assert!(IN_FLIGHT_BYTES_MAX > 8 * (BODY_BYTES_MAX + COMMAND_BYTES));
 
@@ -119,7 +121,7 @@ impl Volume {
     }
 
     fn new(access: Access, label: &str) -> Volume {
-        let label = label[..label.floor_char_boundary(SESSION_LABEL_BYTES_MAX)].to_string();
+        let label = label.chars().take(LABEL_BYTES_MAX / 4).collect();
         let (standing, opens) = (Standing::default(), Mutex::default());
         let shared =
             Arc::new(Shared { access, label, standing, opens, in_flight: Semaphore::new(IN_FLIGHT_BYTES_MAX) });
@@ -136,7 +138,20 @@ impl Volume {
         body: Bytes,
         deadline: Instant,
     ) -> Result<Reply, Failure> {
-        self.shared.submit(credentials, command, body, deadline).await
+        self.shared.submit(None, credentials, command, body, deadline).await
+    }
+
+    /// As [`Volume::submit`], but refused as `SessionEnded`, and not executed, unless it is executed in this session: for
+    /// what must not happen once the session's locks are lost.
+    pub async fn submit_within(
+        &self,
+        session: SessionId,
+        credentials: Credentials,
+        command: Command,
+        body: Bytes,
+        deadline: Instant,
+    ) -> Result<Reply, Failure> {
+        self.shared.submit(Some(session), credentials, command, body, deadline).await
     }
 
     /// Ask, linearizably: the answer reflects every command that completed before this call began.
@@ -248,6 +263,7 @@ impl Volume {
 impl Shared {
     async fn submit(
         &self,
+        within: Option<SessionId>,
         credentials: Credentials,
         command: Command,
         body: Bytes,
@@ -257,6 +273,9 @@ impl Shared {
         let _room = self.room(body.len(), deadline).await?;
         loop {
             let session = self.session(deadline).await?;
+            if within.is_some_and(|only| only != session.id) {
+                return Err(Refusal::SessionEnded.into());
+            }
             let ticket = session.begin(deadline).await.ok_or(Failure::NoMajority)?;
             let request = ticket.request(credentials, command.clone());
             match self.send(&request, &body, deadline).await {
@@ -348,6 +367,3 @@ fn check_body(command: &Command, body: &Bytes) -> Result<(), Refusal> {
         _ => Ok(()),
     }
 }
-
-#[cfg(test)]
-mod tests;
