@@ -328,7 +328,7 @@ impl Log {
         self.shared.has_body(index)
     }
 
-    /// Length of the body of this entry, in bytes; `None` where [`Log::has_body`] says no.
+    /// Length in bytes of the body of entry `index`, purged or not; `None` if it is not stored here.
     pub fn body_length(&self, index: u64) -> Option<u32> {
         self.shared.body_length(index)
     }
@@ -395,7 +395,6 @@ impl Log {
 
     /// Write a metadata snapshot: `meta` and then the items, each opaque bytes of at most 8 MiB, streamed (never all in
     /// memory) to one checksummed file; synced, renamed into place, directory synced; older snapshots are removed then.
-    /// An item that is an error ends it with that error, and nothing has changed.
     pub fn write_snapshot(
         &self,
         last: EntryId,
@@ -451,15 +450,5 @@ fn again(error: &StorageError) -> StorageError {
             file: String::new(),
             source: std::io::Error::other(other.to_string()),
         },
-    }
-}
-
-/// SKELETON: one process at a time uses a data directory; held until dropped (or the process ends).
-pub struct DirectoryLock {}
-
-impl DirectoryLock {
-    /// `StorageError::InUse` if another process holds it.
-    pub fn acquire(directory: &Path) -> Result<DirectoryLock, StorageError> {
-        unimplemented!()
     }
 }

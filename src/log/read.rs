@@ -110,13 +110,16 @@ impl Shared {
     }
 
     pub fn has_body(&self, index: u64) -> bool {
-        self.body_length(index).is_some()
+        let memory = self.memory.lock();
+        memory.index.body(index).is_some() || memory.index.slot(index).is_some_and(|slot| slot.place.body > 0)
     }
 
     pub fn body_length(&self, index: u64) -> Option<u32> {
-        let memory = self.memory.lock();
-        let in_log = memory.index.slot(index).map(|slot| slot.place.body).filter(|length| *length > 0);
-        in_log.or_else(|| memory.index.body(index).map(|body| body.place.body))
+        match self.locate_body(index).ok()? {
+            BodyWhere::Memory(bytes) => Some(bytes.len() as u32),
+            BodyWhere::Disk(_, body) => Some(body.place.body),
+            BodyWhere::Nowhere => None,
+        }
     }
 
     pub fn read_body(&self, index: u64, offset: u32, length: u32) -> Result<Bytes, StorageError> {

@@ -50,8 +50,9 @@ impl Fatal {
     /// Wait for a reason.
     pub(super) async fn reason(&self) -> NodeError {
         let mut reason = self.reason.subscribe();
-        match reason.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(error)) => error.clone(),
+        let reason = reason.wait_for(Option::is_some).await.map(|reason| reason.clone());
+        match reason {
+            Ok(Some(error)) => error,
             _ => std::future::pending().await,
         }
     }

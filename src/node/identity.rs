@@ -3,7 +3,7 @@
 //! ```text
 //! identity.toml   cluster, node, format, the members of the first day, whether the cluster has been initialised from here
 //! incarnation     number of the last start; raised and synced before a start does anything that others can see
-//! log/            the log's
+//! log/            the log's; made by `init` too, so that its absence is a loss and not a beginning
 //! ```
 //!
 //! A node's identity is made once, by `init`, and never by starting: a node that found an empty disk where its data was
@@ -84,6 +84,7 @@ impl DataDirectory {
         // Only one node writes the first membership; two that did so could found two clusters of the same name.
         let bootstrapped = members.keys().next() != Some(&node);
         let directory = DataDirectory { path, cluster, node, members, bootstrapped };
+        make_private(&directory.log())?;
         write_synced(&directory.path.join(INCARNATION), b"0\n")?;
         directory.write_identity()?;
         Ok(directory)
@@ -109,7 +110,18 @@ impl DataDirectory {
         let members = stored.member.into_iter().map(|member| (member.node, member.address)).collect();
         check_members(stored.node, &members)?;
         let Stored { cluster, node, bootstrapped, .. } = stored;
-        Ok(DataDirectory { path: path.into(), cluster, node, members, bootstrapped })
+        let directory = DataDirectory { path: path.into(), cluster, node, members, bootstrapped };
+        if !directory.log().is_dir() {
+            let log = directory.log();
+            return Err(NodeError::new(
+                Exit::Damaged,
+                format!(
+                    "{} is missing: node {node} has lost its log and must not vote; replace it with a new node",
+                    log.display()
+                ),
+            ));
+        }
+        Ok(directory)
     }
 
     /// Where this node said it is reached.
@@ -274,6 +286,9 @@ mod tests {
         let node = DataDirectory::init(options(dir.path(), 1)).unwrap();
         std::fs::write(dir.path().join(INCARNATION), "").unwrap();
         assert_eq!(node.raise_incarnation().unwrap_err().exit, Exit::Damaged);
+        std::fs::remove_dir(node.log()).unwrap();
+        let error = DataDirectory::open(dir.path()).unwrap_err();
+        assert!(error.exit == Exit::Damaged && error.message.contains("lost its log"), "{error}");
         let file = dir.path().join(IDENTITY);
         let text = std::fs::read_to_string(&file).unwrap();
         std::fs::write(&file, text.replace("format = 1", "format = 9\nnovelty = true")).unwrap();

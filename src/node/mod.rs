@@ -16,7 +16,7 @@ mod upkeep;
 pub use exit::{Exit, NodeError};
 pub use identity::{DataDirectory, InitOptions};
 
-use crate::fuse::{self, MountHandle, MountOptions};
+use crate::fuse::{self, Mount, MountOptions};
 use crate::gateway;
 use crate::log::{DirectoryLock, Log};
 use crate::net::{self, Caller, Handler, Identity, Message, NodeId};
@@ -24,6 +24,7 @@ use crate::raft::{Replica, Timing};
 use crate::volume::{Client, KIND_FIRST, Local, NodeStatus, Volume};
 use fatal::Fatal;
 use futures_util::future::{Either, join_all, ready};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,9 +34,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 /// How long peers may take to say whether the cluster exists already.
 const PROBE_TIME: Duration = Duration::from_secs(1);
+/// How long the next leader may take to take over.
+const HAND_OVER_TIME: Duration = Duration::from_secs(1);
 /// How long each step of a shutdown may take.
 const STEP_TIME: Duration = Duration::from_secs(10);
 
@@ -60,7 +64,7 @@ pub struct Node {
     local: Local,
     replica: Replica,
     volumes: Vec<Volume>,
-    mounts: Vec<MountHandle>,
+    mounts: Vec<Mount>,
     fatal: Fatal,
     /// Ends the front ends and upkeep.
     front: CancellationToken,
@@ -106,15 +110,29 @@ impl Node {
             _lock: lock,
         };
         let server = crate::volume::Server::new(local, move || status());
-        let dispatch = Arc::new(Dispatch { replica: replica.clone(), server });
+        let dispatch = Arc::new(Dispatch { replica, server });
         node.tasks.spawn(net::Server::run(listener, own, dispatch, node.back.clone()));
-        if !directory.bootstrapped {
-            bootstrap(&mut directory, &replica, fresh).await?;
+        if let Err(error) = node.bring_up(&mut directory, fresh, cs733, options.mounts).await {
+            node.stop().await;
+            return Err(error);
         }
-        node.tasks.spawn(upkeep::run(replica, directory.node, node.front.clone()));
-        node.start_gateway(cs733);
-        node.mount_all(options.mounts).await?;
         Ok(node)
+    }
+
+    /// What needs the listener: the first membership, upkeep, the front ends.
+    async fn bring_up(
+        &mut self,
+        directory: &mut DataDirectory,
+        fresh: bool,
+        cs733: Option<TcpListener>,
+        mounts: Vec<(PathBuf, MountOptions)>,
+    ) -> Result<(), NodeError> {
+        if !directory.bootstrapped {
+            bootstrap(directory, &self.replica, fresh).await?;
+        }
+        self.tasks.spawn(upkeep::run(self.replica.clone(), self.front.clone()));
+        self.start_gateway(cs733);
+        self.mount_all(mounts).await
     }
 
     fn start_gateway(&mut self, cs733: Option<TcpListener>) {
@@ -127,13 +145,11 @@ impl Node {
     async fn mount_all(&mut self, mounts: Vec<(PathBuf, MountOptions)>) -> Result<(), NodeError> {
         for (path, options) in mounts {
             let volume = self.volume(&format!("mount {}", path.display()));
-            match fuse::mount(volume, &path, options) {
-                Ok(mount) => self.mounts.push(mount),
-                Err(e) => {
-                    self.stop().await;
-                    return Err(NodeError::failed(format!("cannot mount at {}: {e:#}", path.display())));
-                }
-            }
+            let runtime = tokio::runtime::Handle::current();
+            let failed = format!("cannot mount at {}", path.display());
+            let mount = tokio::task::spawn_blocking(move || fuse::mount(volume, runtime, &path, options)).await;
+            let mount = mount.map_err(|e| NodeError::failed(format!("{failed}: {e}")))?;
+            self.mounts.push(mount.map_err(|e| NodeError::failed(format!("{failed}: {e}")))?);
         }
         Ok(())
     }
@@ -176,6 +192,21 @@ impl Node {
         error
     }
 
+    /// If this node leads, let the peer that is furthest take over at once instead of after an election timeout.
+    async fn hand_over(&self) {
+        let NodeStatus { cluster, node, .. } = self.status();
+        let mut leader = self.replica.leader();
+        if *leader.borrow() != Some(node) {
+            return;
+        }
+        let furthest = ask_peers(cluster, node, &self.replica.members()).await.into_iter();
+        let Some(next) = furthest.max_by_key(|peer| peer.replica.last_log) else { return };
+        if self.replica.transfer_leader(next.node).await.is_ok() {
+            let _ =
+                timeout(HAND_OVER_TIME, leader.wait_for(|leader| leader.is_some_and(|leader| leader != node))).await;
+        }
+    }
+
     /// Unmount, drain, end the sessions, stop Raft, close the listener. Every step is bounded.
     pub async fn stop(&mut self) {
         let mounts = std::mem::take(&mut self.mounts);
@@ -186,6 +217,7 @@ impl Node {
         .await;
         self.front.cancel();
         step("ending the sessions", join_all(self.volumes.iter().map(Volume::close))).await;
+        step("handing over the lead", self.hand_over()).await;
         step("stopping raft", self.replica.shutdown()).await;
         self.back.cancel();
         self.tasks.close();
@@ -193,7 +225,7 @@ impl Node {
     }
 }
 
-fn unmount_all(mounts: Vec<MountHandle>) {
+fn unmount_all(mounts: Vec<Mount>) {
     for mount in mounts {
         if let Err(e) = mount.unmount() {
             tracing::error!("cannot unmount: {e:#}");
@@ -269,19 +301,24 @@ async fn bootstrap(directory: &mut DataDirectory, replica: &Replica, fresh: bool
 
 /// A peer with entries in its log is of a cluster that exists: this node's log must have been lost.
 async fn refuse_second_founding(directory: &DataDirectory) -> Result<(), NodeError> {
-    let peers: Vec<_> = directory.members.iter().filter(|(node, _)| **node != directory.node).collect();
-    let addresses = peers.iter().map(|(_, address)| **address).collect::<Vec<_>>();
-    let Ok(client) = Client::new(addresses, directory.cluster) else { return Ok(()) };
-    let deadline = Instant::now() + PROBE_TIME;
-    let answers = join_all(peers.iter().map(|(_, address)| client.status_of(**address, deadline))).await;
-    match answers.into_iter().flatten().find(|status| status.replica.last_log > 0) {
+    let DataDirectory { cluster, node, members, .. } = directory;
+    match ask_peers(*cluster, *node, members).await.into_iter().find(|peer| peer.replica.last_log > 0) {
         None => Ok(()),
         Some(peer) => Err(NodeError::failed(format!(
-            "cannot found cluster {}: node {} of it has data, and this node has none; its disk was lost or emptied. Replace \
-             node {} with a new one under a number that was never used",
-            directory.cluster, peer.node, directory.node
+            "cannot found cluster {cluster}: node {} of it has data, and this node has none; its disk was lost or emptied. \
+             Replace node {node} with a new one under a number that was never used",
+            peer.node
         ))),
     }
+}
+
+/// What the other members say of themselves, those that answer in time.
+async fn ask_peers(cluster: Uuid, own: NodeId, members: &BTreeMap<NodeId, SocketAddr>) -> Vec<NodeStatus> {
+    let addresses: Vec<_> = members.iter().filter(|(node, _)| **node != own).map(|(_, address)| *address).collect();
+    let Ok(client) = Client::new(addresses.clone(), cluster) else { return Vec::new() };
+    let deadline = Instant::now() + PROBE_TIME;
+    let asked = addresses.into_iter().map(|address| client.status_of(address, deadline));
+    join_all(asked).await.into_iter().flatten().collect()
 }
 
 fn status_of(

@@ -1,14 +1,12 @@
 //! What a leader proposes by itself: expiries and session ends that are due, and ticks.
 //!
-//! Cluster time is in the state as of the last entry; what has passed since then is this node's steady clock, read from
-//! the moment it saw that entry applied. So the reading is late by at most one look, never early; and whatever is
-//! proposed is judged once more, by its own stamp, when it is applied. Ticks let time pass in an idle cluster: a new
-//! leader begins where the last entry was, so without them each change of leader would give idle files more life.
+//! What is due is judged by what a proposal would be stamped with now, and once more by its own stamp when it is applied:
+//! late by a look, never early. Ticks let time pass in an idle cluster: a new leader begins where the last entry was, so
+//! without them each change of leader would give idle files more life.
 //!
 //! Cost: one entry a second in an idle cluster as long as there is a deadline (a session is one).
 
 use crate::fs::{ClusterTime, Command, State};
-use crate::net::NodeId;
 use crate::raft::Replica;
 use crate::volume::sessionless;
 use bytes::Bytes;
@@ -34,50 +32,32 @@ enum Due {
     Commands(Vec<Command>),
 }
 
-/// Cluster time as this node may reckon it: the newest stamp it has seen, and when it saw it.
-struct Reckoning {
-    stamp: ClusterTime,
-    seen: Instant,
+/// Since when, on this node's steady clock, nothing has been stamped.
+struct Silence {
+    last: ClusterTime,
+    since: Instant,
 }
 
-impl Reckoning {
-    fn new(now: Instant) -> Reckoning {
-        Reckoning { stamp: ClusterTime(0), seen: now }
-    }
-
-    fn see(&mut self, stamp: ClusterTime, now: Instant) {
-        if stamp != self.stamp {
-            *self = Reckoning { stamp, seen: now };
+impl Silence {
+    fn see(&mut self, last: ClusterTime, now: Instant) {
+        if last != self.last {
+            *self = Silence { last, since: now };
         }
     }
 
-    /// While this node does not lead, no time passes for it.
-    fn stand_still(&mut self, now: Instant) {
-        self.seen = now;
-    }
-
-    fn elapsed(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.seen)
-    }
-
-    fn cluster_time(&self, now: Instant) -> ClusterTime {
-        ClusterTime(self.stamp.0.saturating_add(self.elapsed(now).as_nanos() as u64))
+    fn is_long(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= TICK_AFTER
     }
 }
 
 /// Propose what is due, while this node leads, until `stop`.
-pub(super) async fn run(replica: Replica, own: NodeId, stop: CancellationToken) {
-    let leader = replica.leader();
-    let mut reckoning = Reckoning::new(Instant::now());
+pub(super) async fn run(replica: Replica, stop: CancellationToken) {
+    let mut silence = Silence { last: ClusterTime(0), since: Instant::now() };
     while stop.run_until_cancelled(sleep(LOOK_EVERY)).await.is_some() {
-        let now = Instant::now();
-        if *leader.borrow() != Some(own) {
-            reckoning.stand_still(now);
-            continue;
-        }
-        let root = replica.state();
-        reckoning.see(root.cluster_time(), now);
-        let commands = match due(&root, &reckoning, now) {
+        let Some(time) = replica.cluster_time() else { continue };
+        let (root, now) = (replica.state(), Instant::now());
+        silence.see(root.cluster_time(), now);
+        let commands = match due(&root, time, silence.is_long(now)) {
             Due::Nothing => continue,
             Due::Tick => vec![Command::Tick],
             Due::Commands(commands) => commands,
@@ -87,13 +67,12 @@ pub(super) async fn run(replica: Replica, own: NodeId, stop: CancellationToken) 
     }
 }
 
-fn due(root: &State, reckoning: &Reckoning, now: Instant) -> Due {
+fn due(root: &State, time: ClusterTime, silent: bool) -> Due {
     let Some(next) = root.next_deadline() else { return Due::Nothing };
-    let time = reckoning.cluster_time(now);
     let commands = if next <= time { root.due(time, BATCH_MAX) } else { Vec::new() };
     match commands.is_empty() {
         false => Due::Commands(commands),
-        true if reckoning.elapsed(now) >= TICK_AFTER => Due::Tick,
+        true if silent => Due::Tick,
         true => Due::Nothing,
     }
 }
@@ -121,24 +100,25 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_ended_when_its_time_has_passed_in_cluster_time_and_ticks_fill_the_silence() {
-        let (start, mut root) = (Instant::now(), State::new());
-        let mut reckoning = Reckoning::new(start);
-        assert_eq!(
-            due(&root, &reckoning, start + TICK_AFTER * 9),
-            Due::Nothing,
-            "without deadlines no entry is needed"
-        );
+    fn a_session_is_ended_when_its_time_has_passed_and_ticks_fill_the_silence() {
+        let (at, mut root) = (ClusterTime(5_000_000_000), State::new());
+        assert_eq!(due(&root, at, true), Due::Nothing, "without deadlines no entry is needed");
         let open = sessionless(Command::OpenSession { label: "test".into() });
-        let at = ClusterTime(5_000_000_000);
         assert_eq!(root.apply(stamp(3, at), &open, 0), Ok(Reply::Session(SessionId(3))));
-        reckoning.see(root.cluster_time(), start);
-        assert_eq!(due(&root, &reckoning, start), Due::Nothing);
-        assert_eq!(due(&root, &reckoning, start + TICK_AFTER), Due::Tick);
-        let ttl = Duration::from_nanos(crate::limits::SESSION_TTL_NS);
-        let end = Command::EndSession { session: SessionId(3), last_seen: at };
-        assert_eq!(due(&root, &reckoning, start + ttl + TICK_AFTER), Due::Commands(vec![end]));
-        reckoning.stand_still(start + ttl);
-        assert_eq!(due(&root, &reckoning, start + ttl), Due::Nothing, "another node led: no time has passed here");
+        let end = ClusterTime(at.0 + crate::limits::SESSION_TTL_NS);
+        let before = ClusterTime(end.0 - 1_000_000_000);
+        assert_eq!((due(&root, before, false), due(&root, before, true)), (Due::Nothing, Due::Tick));
+        let ended = Command::EndSession { session: SessionId(3), last_seen: at };
+        assert_eq!(due(&root, ClusterTime(end.0 + 1), true), Due::Commands(vec![ended]));
+    }
+
+    #[test]
+    fn silence_begins_anew_with_each_stamp() {
+        let start = Instant::now();
+        let mut silence = Silence { last: ClusterTime(1), since: start };
+        silence.see(ClusterTime(1), start + TICK_AFTER);
+        assert!(silence.is_long(start + TICK_AFTER));
+        silence.see(ClusterTime(2), start + TICK_AFTER);
+        assert!(!silence.is_long(start + TICK_AFTER));
     }
 }

@@ -127,28 +127,3 @@ fn started<T: Send + 'static>(
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::sync::mpsc;
-
-    #[tokio::test]
-    async fn started_calls_take_their_places_in_order_even_in_a_full_queue() {
-        let (queue, mut places) = mpsc::channel(2);
-        let calls: Vec<_> = (0..1000)
-            .map(|number| {
-                let queue = queue.clone();
-                started(async move { queue.send(number).await.is_ok() })
-            })
-            .collect();
-        // Awaited in the opposite order, each by its own task.
-        let waiting: Vec<_> = calls.into_iter().rev().map(tokio::spawn).collect();
-        for number in 0..1000 {
-            assert_eq!(places.recv().await, Some(number));
-        }
-        for call in waiting {
-            assert!(call.await.unwrap());
-        }
-    }
-}

@@ -311,3 +311,6 @@ impl Pauses {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -108,9 +108,11 @@ async fn keep(volume: Weak<Shared>) {
     loop {
         sleep(TICK).await;
         let Some(shared) = volume.upgrade() else { return };
+        let open_inodes = shared.opens.lock().len();
         let standing = match &*shared.standing.state.lock() {
             State::Closed => return,
-            State::Never => continue,
+            State::Never if open_inodes == 0 => continue,
+            State::Never => None,
             State::Live(session) => Some(session.id),
             State::Ended => None,
         };
@@ -122,9 +124,9 @@ async fn keep(volume: Weak<Shared>) {
         if standing.is_some() && closed.is_empty() && last_sign.elapsed() < ALIVE_EVERY {
             continue;
         }
-        // With the session ended this opens a new one first.
+        // Without a session this opens one first.
         let sign = Command::KeepAlive { closed };
-        match shared.submit(Credentials::default(), sign, Bytes::new(), now + ALIVE_TIME).await {
+        match shared.submit(None, Credentials::default(), sign, Bytes::new(), now + ALIVE_TIME).await {
             Ok(_) => last_sign = now,
             Err(failure) => tracing::warn!("cannot keep the session alive, trying again: {failure}"),
         }

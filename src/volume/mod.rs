@@ -10,9 +10,9 @@
 //!
 //! Absent on purpose: caches, errno, and anything of the kernel's; which of these a front end needs, it keeps itself.
 //!
-//! The files: [`session`] numbers requests, [`opens`] knows which inodes are in use, [`keeper`] keeps the session alive;
-//! [`forward`] finds the leader; [`gate`] coalesces read confirmations; [`local`] and [`remote`] are the two ways to the
-//! cluster; [`protocol`] and [`server`] are how nodes talk to clients. Source of the exactly-once design: Ongaro's thesis,
+//! The files: `session` numbers requests, `opens` knows which inodes are in use, `keeper` keeps the session alive;
+//! `forward` finds the leader; `gate` coalesces read confirmations; `local` and `remote` are the two ways to the
+//! cluster; `protocol` and `server` are how nodes talk to clients. Source of the exactly-once design: Ongaro's thesis,
 //! chapter 6.
 
 mod forward;
@@ -36,6 +36,7 @@ pub use status::NodeStatus;
 use crate::fs::{Answer, Command, Credentials, Ino, LogIndex, Query, Refusal, Reply, Request, SessionId};
 use crate::limits::BODY_BYTES_MAX;
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use keeper::Standing;
 use opens::Opens;
 use parking_lot::Mutex;
@@ -92,7 +93,8 @@ pub struct Capacity {
     pub inodes: u64,
 }
 
-/// The way to the cluster.
+/// The way to the cluster. Its futures are boxed where it is called: they are large and deeply nested, and every front end
+/// would carry them in its own. Cost: one allocation a call.
 enum Access {
     Local(Local),
     Remote(Client),
@@ -136,7 +138,20 @@ impl Volume {
         body: Bytes,
         deadline: Instant,
     ) -> Result<Reply, Failure> {
-        self.shared.submit(credentials, command, body, deadline).await
+        self.shared.submit(None, credentials, command, body, deadline).await
+    }
+
+    /// As [`Volume::submit`], but refused as `SessionEnded`, and not executed, unless it is executed in this session: for
+    /// what must not happen once the session's locks are lost.
+    pub async fn submit_within(
+        &self,
+        session: SessionId,
+        credentials: Credentials,
+        command: Command,
+        body: Bytes,
+        deadline: Instant,
+    ) -> Result<Reply, Failure> {
+        self.shared.submit(Some(session), credentials, command, body, deadline).await
     }
 
     /// Ask, linearizably: the answer reflects every command that completed before this call began.
@@ -152,10 +167,10 @@ impl Volume {
 
     async fn query_as(&self, query: Query, freshness: Freshness, deadline: Instant) -> Result<Answer, Failure> {
         let answer = match &self.shared.access {
-            Access::Local(local) => local.query(&query, freshness, deadline).await,
-            Access::Remote(client) => client.query(&query, freshness, deadline).await,
+            Access::Local(local) => local.query(&query, freshness, deadline).boxed(),
+            Access::Remote(client) => client.query(&query, freshness, deadline).boxed(),
         };
-        answer?.map_err(Failure::Refused)
+        answer.await?.map_err(Failure::Refused)
     }
 
     /// Up to `length` bytes of a file from `offset`, linearizable, holes as zeros; shorter only at the end of the file.
@@ -248,6 +263,7 @@ impl Volume {
 impl Shared {
     async fn submit(
         &self,
+        within: Option<SessionId>,
         credentials: Credentials,
         command: Command,
         body: Bytes,
@@ -257,11 +273,15 @@ impl Shared {
         let _room = self.room(body.len(), deadline).await?;
         loop {
             let session = self.session(deadline).await?;
+            if within.is_some_and(|only| only != session.id) {
+                return Err(Refusal::SessionEnded.into());
+            }
             let ticket = session.begin(deadline).await.ok_or(Failure::NoMajority)?;
             let request = ticket.request(credentials, command.clone());
             match self.send(&request, &body, deadline).await {
                 Verdict::Outcome { outcome: Err(Refusal::SessionEnded), doubt } => {
-                    self.standing.ended(&session, self.opens.lock().len());
+                    let open_inodes = self.opens.lock().len();
+                    self.standing.ended(&session, open_inodes);
                     if doubt {
                         return Err(Failure::Unknown);
                     }
@@ -273,10 +293,11 @@ impl Shared {
     }
 
     async fn send(&self, request: &Request, body: &Bytes, deadline: Instant) -> Verdict {
-        match &self.access {
-            Access::Local(local) => local.submit(request, body, deadline).await,
-            Access::Remote(client) => client.submit(request, body, deadline).await,
-        }
+        let sent = match &self.access {
+            Access::Local(local) => local.submit(request, body, deadline).boxed(),
+            Access::Remote(client) => client.submit(request, body, deadline).boxed(),
+        };
+        sent.await
     }
 
     /// Room for a command among those that are under way.
@@ -312,10 +333,10 @@ impl Shared {
         deadline: Instant,
     ) -> Result<(Head, Bytes), Failure> {
         let read = match &self.access {
-            Access::Local(local) => local.read(ino, offset, length, freshness, deadline).await,
-            Access::Remote(client) => client.read(ino, offset, length, freshness, deadline).await,
+            Access::Local(local) => local.read(ino, offset, length, freshness, deadline).boxed(),
+            Access::Remote(client) => client.read(ino, offset, length, freshness, deadline).boxed(),
         };
-        read?.map_err(Failure::Refused)
+        read.await?.map_err(Failure::Refused)
     }
 }
 

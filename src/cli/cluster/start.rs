@@ -1,0 +1,352 @@
+//! `keelfs cluster start`: check what can be checked, make what is missing, start what does not run, wait until it serves.
+
+use super::config::{ClusterConfig, ClusterDir, NodeConfig};
+use super::{ports, process, report, server};
+use crate::cli::args::StartArgs;
+use crate::cli::error::{CliError, CliResult, Tried};
+use crate::cli::mounts::{self, Found};
+use crate::cli::output::{Output, Progress, warn};
+use crate::cli::serve;
+use crate::cli::status::{NodeReport, leader, table};
+use crate::cli::words::MountAt;
+use crate::net::NodeId;
+use crate::node::exit::Exit;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+const NODES: u64 = 5;
+const BASE_PORT: u16 = 7700;
+const CS733_BASE_PORT: u16 = 8700;
+const MOUNT: &str = "./mnt";
+/// How often we look whether the cluster serves.
+const LOOK_EVERY: Duration = Duration::from_millis(150);
+/// Lines of a node's log that an error message quotes.
+const LOG_LINES: usize = 8;
+
+/// `keelfs cluster start`
+pub fn start(args: StartArgs, output: Output) -> CliResult {
+    let fresh = !ClusterDir::exists(&args.at.dir);
+    if fresh {
+        must_be_usable(&args.at.dir)?;
+        fs::create_dir_all(&args.at.dir).tried(|| format!("cannot make {}", args.at.dir.display()))?;
+    }
+    let _lock = ClusterDir::lock(&args.at.dir)?;
+    // Another start may have been faster: look again now that we hold the lock.
+    let cluster = match ClusterDir::exists(&args.at.dir) {
+        true => existing(&args)?,
+        // Of a start that failed nothing stays behind: the directory goes if it is empty.
+        false => make(&args).inspect_err(|_| drop(fs::remove_dir(&args.at.dir)))?,
+    };
+    let all: Vec<_> = cluster.config.nodes.iter().collect();
+    bring_up(&cluster, &all, args.timeout)?;
+    let reports = report(&cluster)?;
+    output.show(&reports, || told(&cluster, &reports))
+}
+
+/// A directory for a new cluster is missing or empty.
+fn must_be_usable(dir: &Path) -> CliResult {
+    match fs::read_dir(dir).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(CliError::failed(format!(
+            "{} holds other things and no cluster: choose another directory with --dir",
+            dir.display()
+        ))),
+        Err(why) if why.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(why) => Err(why).tried(|| format!("cannot use {}", dir.display())),
+    }
+}
+
+fn told(cluster: &ClusterDir, reports: &[NodeReport]) -> String {
+    let mounts = cluster.config.nodes.iter().filter_map(|node| Some((node.id, node.mount.as_ref()?)));
+    let mut lines = vec![table(reports)];
+    lines.extend(mounts.map(|(id, path)| format!("mounted at {} (node {id})", path.display())));
+    lines.join("\n")
+}
+
+/// A cluster that is there already: its nodes and ports are settled, its mounts may be given anew.
+fn existing(args: &StartArgs) -> CliResult<ClusterDir> {
+    let mut cluster = ClusterDir::load(&args.at.dir)?;
+    let has = cluster.config.nodes.len() as u64;
+    if args.nodes.is_some_and(|wanted| wanted != has) {
+        return Err(CliError::usage(format!("{} has {has} nodes: leave --nodes away", cluster.dir.display())));
+    }
+    if args.base_port.is_some() || args.cs733_base_port.is_some() {
+        return Err(CliError::usage(format!(
+            "the ports of {} are settled: leave --base-port and --cs733-base-port away",
+            cluster.dir.display()
+        )));
+    }
+    if args.no_mount || !args.mount.is_empty() {
+        remount(&mut cluster, args)?;
+    }
+    Ok(cluster)
+}
+
+/// Give an existing cluster other mounts. A node that runs with another mount than it shall have is in the way.
+fn remount(cluster: &mut ClusterDir, args: &StartArgs) -> CliResult {
+    let ids: Vec<_> = cluster.config.nodes.iter().map(|node| node.id).collect();
+    let wanted = mounts_of(&ids, &args.mount)?;
+    for node in &cluster.config.nodes {
+        if node.mount.as_ref() != wanted.get(&node.id) && server(cluster, node).is_some() {
+            return Err(CliError::failed(format!(
+                "node {} runs with other mounts: first `keelfs cluster stop --dir {}`",
+                node.id,
+                cluster.dir.display()
+            )));
+        }
+    }
+    for node in &mut cluster.config.nodes {
+        node.mount = wanted.get(&node.id).cloned();
+    }
+    cluster.save()
+}
+
+/// Lay out a new cluster: cluster.toml and a data directory for each node.
+fn make(args: &StartArgs) -> CliResult<ClusterDir> {
+    let nodes = layout(args)?;
+    for node in &nodes {
+        ports::must_be_free(node.address, "--base-port")?;
+        node.cs733.map_or(Ok(()), |address| ports::must_be_free(address, "--cs733-base-port"))?;
+        node.mount.as_deref().map_or(Ok(()), prepare_mount)?;
+    }
+    let dir = args.at.dir.canonicalize().tried(|| format!("cannot open {}", args.at.dir.display()))?;
+    let cluster = ClusterDir { dir, config: ClusterConfig::new(nodes) };
+    let members: BTreeMap<NodeId, SocketAddr> = cluster.config.nodes.iter().map(|n| (n.id, n.address)).collect();
+    let made = init_all(&cluster, &members).and_then(|()| cluster.save());
+    if made.is_err() {
+        // Nobody has ever run on these: they were made a moment ago.
+        cluster.config.nodes.iter().for_each(|node| drop(fs::remove_dir_all(cluster.data(node.id))));
+    }
+    made.map(|()| cluster)
+}
+
+fn init_all(cluster: &ClusterDir, members: &BTreeMap<NodeId, SocketAddr>) -> CliResult {
+    let mut nodes = cluster.config.nodes.iter();
+    nodes.try_for_each(|node| serve::make_identity(&cluster.data(node.id), cluster.config.cluster, node.id, members))
+}
+
+fn layout(args: &StartArgs) -> CliResult<Vec<NodeConfig>> {
+    let count = args.nodes.unwrap_or(NODES);
+    if count % 2 == 0 {
+        warn(&format!("{count} nodes survive the loss of no more than {} do: odd numbers are better", count - 1));
+    }
+    let ids: Vec<NodeId> = (1..=count).collect();
+    let default = [MountAt { node: 1, path: MOUNT.into() }];
+    let asked = if args.mount.is_empty() && !args.no_mount { &default[..] } else { &args.mount };
+    let mounts = mounts_of(&ids, asked)?;
+    let at = |base: u16, id: NodeId| SocketAddr::from((Ipv4Addr::LOCALHOST, base + id as u16));
+    let node = |id: &NodeId| NodeConfig {
+        id: *id,
+        address: at(args.base_port.unwrap_or(BASE_PORT), *id),
+        cs733: Some(at(args.cs733_base_port.unwrap_or(CS733_BASE_PORT), *id)),
+        mount: mounts.get(id).cloned(),
+    };
+    let nodes: Vec<_> = ids.iter().map(node).collect();
+    let ports: std::collections::BTreeSet<_> =
+        nodes.iter().flat_map(|n| [Some(n.address), n.cs733]).flatten().collect();
+    match ports.len() == 2 * nodes.len() {
+        true => Ok(nodes),
+        false => Err(CliError::usage("--base-port and --cs733-base-port overlap: choose them at least 8 apart")),
+    }
+}
+
+/// Which node is mounted where, absolute. Refuses unknown nodes and doubles.
+fn mounts_of(ids: &[NodeId], asked: &[MountAt]) -> CliResult<BTreeMap<NodeId, PathBuf>> {
+    let mut mounts = BTreeMap::new();
+    for MountAt { node, path } in asked {
+        if !ids.contains(node) {
+            return Err(CliError::usage(format!("--mount {node}={}: there is no node {node}", path.display())));
+        }
+        if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+            fs::create_dir_all(parent).tried(|| format!("cannot make {}", parent.display()))?;
+        }
+        let path = mounts::absolute(path)?;
+        if mounts.values().any(|taken| *taken == path) {
+            return Err(CliError::usage(format!("--mount names {} twice", path.display())));
+        }
+        if mounts.insert(*node, path).is_some() {
+            return Err(CliError::usage(format!("--mount names node {node} twice: a node has one mount")));
+        }
+    }
+    Ok(mounts)
+}
+
+/// As [`mounts::prepare`], of a directory that is made if it is missing.
+fn prepare_mount(path: &Path) -> CliResult {
+    if mounts::found(path)? == Found::Nothing {
+        fs::create_dir_all(path).tried(|| format!("cannot make the mount point {}", path.display()))?;
+    }
+    mounts::prepare(path)
+}
+
+/// A node that we have just started, as long as we watch it.
+struct Starting<'a> {
+    node: &'a NodeConfig,
+    child: Child,
+    /// Where this start's lines begin in its log.
+    log_from: u64,
+}
+
+/// Start those of `nodes` that do not run, and wait until a leader is known to all of them and their mounts answer.
+pub fn bring_up(cluster: &ClusterDir, nodes: &[&NodeConfig], timeout: Duration) -> CliResult {
+    let dead: Vec<_> = nodes.iter().filter(|node| server(cluster, node).is_none()).collect();
+    for node in &dead {
+        ports::must_be_free(node.address, "another --base-port in a new cluster")?;
+        node.cs733
+            .map_or(Ok(()), |address| ports::must_be_free(address, "another --cs733-base-port in a new cluster"))?;
+        node.mount.as_deref().map_or(Ok(()), prepare_mount)?;
+    }
+    let mut starting = Vec::new();
+    for node in dead {
+        starting.push(spawn(cluster, node)?);
+    }
+    wait_until_serving(cluster, nodes, &mut starting, Instant::now() + timeout)
+}
+
+fn spawn<'a>(cluster: &ClusterDir, node: &'a NodeConfig) -> CliResult<Starting<'a>> {
+    let (data, log) = (cluster.data(node.id), cluster.log(node.id));
+    let mut words: Vec<&OsStr> = ["serve", "--own-session", "--data"].map(OsStr::new).into();
+    words.push(data.as_os_str());
+    let cs733 = node.cs733.map(|address| address.to_string());
+    if let Some(address) = &cs733 {
+        words.extend([OsStr::new("--cs733-listen"), OsStr::new(address)]);
+    }
+    if let Some(mount) = &node.mount {
+        words.extend([OsStr::new("--mount"), mount.as_os_str()]);
+        // Root's mount is for everybody on the machine; others may not ask for that (fuse.conf).
+        if rustix::process::geteuid().is_root() {
+            words.extend(["-o", "allow_other"].map(OsStr::new));
+        }
+    }
+    let log_from = fs::metadata(&log).map_or(0, |found| found.len());
+    let child = process::Detached { words, log: &log }.start()?;
+    let pid_file = cluster.pid_file(node.id);
+    fs::write(&pid_file, format!("{}\n", child.id())).tried(|| format!("cannot write {}", pid_file.display()))?;
+    Ok(Starting { node, child, log_from })
+}
+
+fn wait_until_serving(
+    cluster: &ClusterDir,
+    nodes: &[&NodeConfig],
+    starting: &mut [Starting],
+    deadline: Instant,
+) -> CliResult {
+    let mut progress = Progress::new();
+    loop {
+        for started in starting.iter_mut() {
+            must_live(cluster, started)?;
+        }
+        let reports = report(cluster)?;
+        let lacking = lacking(nodes, &reports);
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            drop(progress);
+            return Err(late(cluster, starting, &lacking));
+        }
+        progress.show(&format!("waiting: {}", lacking.values().cloned().collect::<Vec<_>>().join(", ")));
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// What each node lacks to be called serving. Without a majority among those that shall run, no leader is waited for.
+fn lacking(nodes: &[&NodeConfig], reports: &[NodeReport]) -> BTreeMap<NodeId, String> {
+    let led = leader(reports).is_some();
+    let running = reports.iter().filter(|report| report.pid.is_some()).count();
+    let majority = running > reports.len() / 2;
+    let lacks = nodes.iter().filter_map(|node| {
+        let report = reports.iter().find(|report| report.id == node.id)?;
+        let what = match &node.mount {
+            _ if !report.answers() => "does not answer",
+            _ if majority && (!led || report.leader.is_none()) => "knows no leader",
+            Some(path) if majority && !mounted(path) => "has not mounted",
+            _ => return None,
+        };
+        Some((node.id, format!("node {} {what}", node.id)))
+    });
+    lacks.collect()
+}
+
+fn mounted(path: &Path) -> bool {
+    matches!(mounts::found(path), Ok(Found::Ours)) && mounts::answers(path, mounts::ANSWER_PATIENCE)
+}
+
+fn must_live(cluster: &ClusterDir, started: &mut Starting) -> CliResult {
+    let id = started.node.id;
+    match started.child.try_wait().tried(|| format!("cannot watch node {id}"))? {
+        None => Ok(()),
+        Some(status) => {
+            let how = status.code().map_or("was killed".into(), |code| format!("ended with exit code {code}"));
+            let lines = process::last_lines(&cluster.log(id), started.log_from, LOG_LINES);
+            Err(CliError::failed(format!("node {id} {how}; the end of {}:{lines}", cluster.log(id).display())))
+        }
+    }
+}
+
+fn late(cluster: &ClusterDir, starting: &[Starting], lacking: &BTreeMap<NodeId, String>) -> CliError {
+    let quoted: String = lacking
+        .iter()
+        .map(|(id, what)| {
+            let from = starting.iter().find(|s| s.node.id == *id).map_or(0, |s| s.log_from);
+            let log = cluster.log(*id);
+            format!("\n  {what}; the end of {}:{}", log.display(), process::last_lines(&log, from, LOG_LINES))
+        })
+        .collect();
+    CliError::new(
+        Exit::NoMajority,
+        format!("the cluster did not come up in time (--timeout); its processes run on{quoted}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::DirArgs;
+
+    fn args(nodes: u64, mount: &[&str]) -> StartArgs {
+        StartArgs {
+            at: DirArgs { dir: "./cluster".into() },
+            nodes: Some(nodes),
+            mount: mount.iter().map(|text| text.parse().unwrap()).collect(),
+            no_mount: mount.is_empty(),
+            base_port: Some(100),
+            cs733_base_port: Some(200),
+            timeout: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn nodes_have_ports_above_the_bases_and_absolute_mounts() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().canonicalize().unwrap().join("a");
+        let nodes = layout(&args(3, &[&format!("2={}", path.display())])).unwrap();
+        assert_eq!(nodes.iter().map(|n| n.address.port()).collect::<Vec<_>>(), [101, 102, 103]);
+        assert_eq!(nodes.iter().map(|n| n.cs733.unwrap().port()).collect::<Vec<_>>(), [201, 202, 203]);
+        assert_eq!(nodes.iter().map(|n| n.mount.as_deref()).collect::<Vec<_>>(), [None, Some(path.as_path()), None]);
+    }
+
+    #[test]
+    fn layouts_that_cannot_be_are_refused() {
+        let refused = |args: &StartArgs| layout(args).unwrap_err();
+        assert!(refused(&args(3, &["4=/tmp/a"])).message.contains("there is no node 4"));
+        assert!(refused(&args(3, &["1=/tmp/a", "2=/tmp/a"])).message.contains("twice"));
+        assert!(refused(&args(3, &["1=/tmp/a", "1=/tmp/b"])).message.contains("twice"));
+        let overlapping = StartArgs { cs733_base_port: Some(102), ..args(3, &[]) };
+        assert_eq!(refused(&overlapping).exit, Exit::Usage);
+    }
+
+    #[test]
+    fn a_directory_with_other_things_in_it_is_refused() {
+        let tmp = tempfile::tempdir().unwrap();
+        must_be_usable(&tmp.path().join("new")).unwrap();
+        must_be_usable(tmp.path()).unwrap();
+        fs::write(tmp.path().join("mine"), "").unwrap();
+        assert!(must_be_usable(tmp.path()).unwrap_err().message.contains("--dir"));
+    }
+}
