@@ -19,7 +19,7 @@
 //! `fdatasync` for everything that was queued meanwhile.
 
 pub mod disk;
-//SIM
+pub mod simulated;
 
 mod cache;
 mod format;
