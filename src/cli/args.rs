@@ -12,9 +12,10 @@ use std::time::Duration;
     name = "keelfs",
     version,
     about = "One directory, the same on every machine of a small cluster",
-    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 version mismatch, 4 not found, 5 no majority or timeout, 6 lock busy,\n\
-                  73 data directory in use, 74 storage failed, 75 data damaged.\n\n\
-                  Start here:\n  keelfs cluster start\n  echo hello > mnt/greeting",
+    after_help = "Exit codes:\n  \
+        0 done   1 failed   2 usage   3 version mismatch   4 not found   5 no majority or timeout\n  \
+        6 lock busy   73 data directory in use   74 storage failed   75 data damaged\n\n\
+        Start here:\n  keelfs cluster start\n  echo hello > mnt/greeting",
     disable_help_subcommand = true,
     max_term_width = 110
 )]
@@ -214,7 +215,7 @@ pub struct ServeArgs {
 #[derive(Debug, Args)]
 pub struct MountArgs {
     /// Addresses of nodes, comma-separated: more than one, so that one may be down
-    #[arg(value_name = "HOST:PORT[,…]")]
+    #[arg(value_name = "HOST[:PORT][,…]")]
     pub nodes: NodeList,
     /// Where to mount
     pub dir: PathBuf,
@@ -243,10 +244,10 @@ pub struct UmountArgs {
 /// Which cluster a verb talks to, and for how long.
 #[derive(Debug, Args)]
 pub struct RemoteArgs {
-    /// Addresses of nodes, comma-separated [default: those of --dir]
-    #[arg(long, env = "KEELFS_NODES", value_name = "HOST:PORT[,…]")]
+    /// Addresses of nodes, comma-separated [env: KEELFS_NODES]
+    #[arg(long, value_name = "HOST[:PORT][,…]")]
     pub node: Option<NodeList>,
-    /// The directory of a cluster on this machine [default: ./cluster]
+    /// Or the directory of a cluster on this machine [default: ./cluster]
     #[arg(long, conflicts_with = "node")]
     pub dir: Option<PathBuf>,
     /// How long to try

@@ -124,9 +124,11 @@ pub fn umount(args: UmountArgs, output: Output) -> CliResult {
 
 /// The words of `-o`.
 pub fn mount_options(words: &[String]) -> CliResult<MountOptions> {
-    let ours = words.iter().filter(|word| !word.is_empty() && !NOT_OURS.contains(&word.as_str()));
-    let _ = ours;
-    Ok(MountOptions::default())
+    let mut options = MountOptions::default();
+    for word in words.iter().filter(|word| !word.is_empty() && !NOT_OURS.contains(&word.as_str())) {
+        options.set(word).map_err(|why| CliError::new(Exit::Usage, why.to_string()))?;
+    }
+    Ok(options)
 }
 
 /// Called as `mount.fuse.keelfs SOURCE DIR [-sfnv] [-o OPTIONS]`, as mount(8) does for `mount -t fuse.keelfs`: the same as

@@ -3,6 +3,7 @@
 use crate::cli::args::RemoteArgs;
 use crate::cli::cluster::config::ClusterDir;
 use crate::cli::error::{CliError, CliResult, Tried};
+use crate::cli::words::NodeList;
 use crate::fs::LogIndex;
 use crate::net::NodeId;
 use crate::node::exit::Exit;
@@ -16,6 +17,8 @@ use uuid::Uuid;
 /// Where a verb looks for a cluster when it is told nothing.
 const DEFAULT_DIR: &str = "./cluster";
 
+const NODES_VARIABLE: &str = "KEELFS_NODES";
+
 /// The nodes that a verb may ask, and how long it may take.
 pub struct Remote {
     client: Client,
@@ -26,17 +29,20 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// From `--node` (or its environment variable), else from `--dir`, else from `./cluster` if it is there.
+    /// From `--node` or `--dir`, else from KEELFS_NODES, else from `./cluster` if it is there.
     pub fn new(args: &RemoteArgs) -> CliResult<Remote> {
-        match (&args.node, &args.dir) {
-            // Nil: whichever cluster answers at the addresses.
-            (Some(nodes), None) => Remote::to(nodes.0.clone(), Uuid::nil(), args.timeout),
-            (_, Some(dir)) => Remote::of_cluster(&ClusterDir::load(dir)?, args.timeout),
-            (None, None) if ClusterDir::exists(Path::new(DEFAULT_DIR)) => {
-                Remote::of_cluster(&ClusterDir::load(Path::new(DEFAULT_DIR))?, args.timeout)
+        let here = Path::new(DEFAULT_DIR);
+        // Nil: whichever cluster answers at the addresses.
+        let at = |nodes: NodeList| Remote::to(nodes.0, Uuid::nil(), args.timeout);
+        match (&args.node, &args.dir, nodes_of_environment()?) {
+            (Some(nodes), _, _) => at(nodes.clone()),
+            (None, Some(dir), _) => Remote::of_cluster(&ClusterDir::load(dir)?, args.timeout),
+            (None, None, Some(nodes)) => at(nodes),
+            (None, None, None) if ClusterDir::exists(here) => {
+                Remote::of_cluster(&ClusterDir::load(here)?, args.timeout)
             }
-            (None, None) => Err(CliError::usage(format!(
-                "which cluster? There is none in {DEFAULT_DIR}: name nodes with --node HOST:PORT (or KEELFS_NODES), or a \
+            (None, None, None) => Err(CliError::usage(format!(
+                "which cluster? There is none in {DEFAULT_DIR}: name nodes with --node HOST:PORT (or {NODES_VARIABLE}), or a \
                  cluster's directory with --dir"
             ))),
         }
@@ -97,4 +103,10 @@ impl Remote {
     fn only(&self, address: SocketAddr) -> Result<Client, String> {
         Client::new(vec![address], self.cluster).map_err(|why| why.to_string())
     }
+}
+
+fn nodes_of_environment() -> CliResult<Option<NodeList>> {
+    let Some(text) = std::env::var_os(NODES_VARIABLE).filter(|text| !text.is_empty()) else { return Ok(None) };
+    let nodes = text.to_string_lossy().parse();
+    nodes.map(Some).map_err(|why| CliError::usage(format!("cannot use {NODES_VARIABLE}: {why}")))
 }

@@ -11,6 +11,7 @@ use super::contents::Target;
 use super::directory::Listing;
 use super::locks::Wish;
 use super::names::{self, Removal};
+use super::options::MountOptions;
 use super::respond::{DirectoryReply, Respond, XattrReply};
 use super::translate::{self, ino};
 use super::waiting;
@@ -62,14 +63,20 @@ const LISTING_BYTES: usize = 32 << 10;
 pub struct Adapter {
     mounted: Arc<Mounted>,
     timeout: Duration,
+    write_bytes_max: u32,
     under_way: Arc<Semaphore>,
     lock_waits: Arc<Semaphore>,
 }
 
 impl Adapter {
-    pub fn new(mounted: Arc<Mounted>, timeout: Duration) -> Adapter {
-        let (under_way, lock_waits) = (Semaphore::new(FUSE_REQUESTS_MAX), Semaphore::new(FUSE_LOCK_WAITS_MAX));
-        Adapter { mounted, timeout, under_way: Arc::new(under_way), lock_waits: Arc::new(lock_waits) }
+    pub fn new(mounted: Arc<Mounted>, options: &MountOptions) -> Adapter {
+        Adapter {
+            mounted,
+            timeout: options.timeout,
+            write_bytes_max: options.write_bytes_max,
+            under_way: Arc::new(Semaphore::new(FUSE_REQUESTS_MAX)),
+            lock_waits: Arc::new(Semaphore::new(FUSE_LOCK_WAITS_MAX)),
+        }
     }
 
     fn call(&self, request: &Request) -> Call {
@@ -143,7 +150,7 @@ impl Filesystem for Adapter {
             return Err(std::io::Error::from_raw_os_error(libc::EPROTONOSUPPORT));
         }
         // Where a figure is too large, the kernel names the largest.
-        let _ = config.set_max_write(BODY_BYTES_MAX as u32).or_else(|largest| config.set_max_write(largest));
+        let _ = config.set_max_write(self.write_bytes_max).or_else(|largest| config.set_max_write(largest));
         let _ = config.set_max_readahead(BODY_BYTES_MAX as u32).or_else(|largest| config.set_max_readahead(largest));
         let _ = config.set_max_background(BACKGROUND_MAX);
         Ok(())

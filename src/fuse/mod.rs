@@ -3,7 +3,8 @@
 //! A request of the kernel becomes a command or a query to the [`Volume`], in a task of its own, and the answer goes
 //! back from there. The files: [`adapter`] has one handler for each request, [`respond`] one way to answer them all;
 //! [`names`], [`contents`], [`attributes`], [`directory`] and [`locks`] say what a request means; [`translate`], [`errno`]
-//! and [`wire`] know the kernel's types; [`waiting`] keeps callers killable; [`handles`] counts opens; [`mounts`] mounts.
+//! and [`wire`] know the kernel's types; [`waiting`] keeps callers killable; [`handles`] counts opens; [`options`] and [`mounts`]
+//! mount.
 //!
 //! Absent on purpose: a cache. Whether a page, a name or an attribute may be kept is promise 1's to say, and without
 //! leases it says no: entries and attributes are valid for no time at all, and files are opened for direct IO, because
@@ -28,14 +29,16 @@ mod handles;
 mod locks;
 mod mounts;
 mod names;
+mod options;
 mod respond;
 mod translate;
 mod waiting;
 mod wire;
 
-pub use mounts::{FILE_SYSTEM_TYPE, MountEntry, MountError, mounted_at};
+pub use mounts::{FILE_SYSTEM_TYPE, MountError};
+pub use options::{MountOptions, UnknownOption};
 
-use crate::volume::{Freshness, Volume};
+use crate::volume::Volume;
 use adapter::Adapter;
 use call::Mounted;
 use fuser::{Config, Generation, Session, SessionACL};
@@ -44,45 +47,22 @@ use locks::LockTable;
 use mounts::Terms;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// How long the kernel may keep what it was told of names and attributes: not at all (promise 1).
 const TTL: Duration = Duration::ZERO;
+/// Threads that take requests from the kernel.
+const EVENT_LOOPS: usize = 4;
+/// How long an unmount waits for the last user of the tree, and how often it looks.
+const LAST_USER_TIME: Duration = Duration::from_secs(3);
+const LAST_USER_LOOK: Duration = Duration::from_millis(10);
 /// Inode numbers are never reused, so there is one generation.
 const GENERATION: Generation = Generation(0);
 
-/// How a mount behaves.
-#[derive(Clone, Debug)]
-pub struct MountOptions {
-    /// What the first column of `df` shows.
-    pub source: String,
-    /// Other users than the mounting one may use it; `/etc/fuse.conf` must allow that to a user who is not root.
-    pub allow_other: bool,
-    pub read_only: bool,
-    /// How long an operation may wait for the cluster.
-    pub timeout: Duration,
-    /// What reads may return: [`Freshness::Nearest`] is fast, works without a majority, and may be stale.
-    pub freshness: Freshness,
-    /// Threads that take requests from the kernel.
-    pub event_loops: usize,
-}
-
-impl Default for MountOptions {
-    fn default() -> MountOptions {
-        MountOptions {
-            source: "keelfs".to_owned(),
-            allow_other: false,
-            read_only: false,
-            timeout: Duration::from_secs(30),
-            freshness: Freshness::Linearizable,
-            event_loops: 4,
-        }
-    }
-}
-
 /// Mount the volume at an existing directory. A dead keelfs mount there is removed first; a living one, or a dead one of
-/// someone else, is an error. Blocks until the kernel has greeted: call it from a blocking thread.
+/// someone else, is an error. Tasks on `runtime` answer the kernel. Blocks until the kernel has greeted: call it from a
+/// thread that no task needs.
 pub fn mount(
     volume: Volume,
     runtime: tokio::runtime::Handle,
@@ -100,20 +80,20 @@ pub fn mount(
         volume,
         runtime,
     });
-    let adapter = Adapter::new(mounted, options.timeout);
+    let adapter = Adapter::new(mounted, &options);
     // The kernel admits the mounting user only, unless told `allow_other`; fuser need not check again.
-    let session = Session::from_fd(adapter, device, SessionACL::All, config(&options));
+    let session = Session::from_fd(adapter, device, SessionACL::All, config());
     session.and_then(|session| Mount::start(path.clone(), session)).map_err(|error| {
         if let Err(stays) = mounts::unmount(&path) {
             tracing::warn!("{stays}");
         }
-        MountError::Session { path: path.display().to_string(), why: error.to_string() }
+        MountError::Session { why: error.to_string() }
     })
 }
 
-fn config(options: &MountOptions) -> Config {
+fn config() -> Config {
     let mut config = Config::default();
-    config.n_threads = Some(options.event_loops.max(1));
+    config.n_threads = Some(EVENT_LOOPS);
     config.clone_fd = true;
     config
 }
@@ -143,17 +123,7 @@ impl Mount {
         &self.path
     }
 
-    /// Unmount: at once if nobody uses it, else it disappears now and ends with its last user. Nothing happens if it has
-    /// been unmounted already. Blocks while the kernel writes back what is mapped: call it from a blocking thread.
-    pub fn unmount(&self) -> Result<(), MountError> {
-        let above = mounts::mounted_at(&self.path).map(|entry| entry.device);
-        match self.device.is_some() && above == self.device {
-            true => mounts::unmount(&self.path),
-            false => Ok(()),
-        }
-    }
-
-    /// Until the mount has ended, by [`Mount::unmount`] or from outside; an error if it ended by a failure.
+    /// Until the mount has ended, by an unmount here or from outside; an error if it ended by a failure.
     pub async fn ended(&self) -> Result<(), String> {
         let mut end = self.end.clone();
         match end.wait_for(|end| end.is_some()).await {
@@ -162,40 +132,36 @@ impl Mount {
         }
     }
 
-    /// Unmount, then wait until the mount has ended, at most this long.
-    pub async fn close(self, time: Duration) -> Result<(), MountError> {
-        let path = self.path.display().to_string();
-        let why = match tokio::task::spawn_blocking(move || self.unmount().map(|()| self)).await {
-            Ok(unmounted) => match tokio::time::timeout(time, unmounted?.ended()).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(why)) => why,
-                Err(_) => "it is still in use".to_owned(),
-            },
-            Err(panic) => panic.to_string(),
-        };
-        Err(MountError::Unmount { path, why })
+    /// Unmount and wait a little until the kernel has let go. A tree in use disappears now and ends with its last user.
+    /// Blocks, also on requests that the kernel still has: call it from a thread that no task needs.
+    pub fn unmount(self) -> Result<(), MountError> {
+        self.detach()?;
+        let until = Instant::now() + LAST_USER_TIME;
+        while self.end.borrow().is_none() && Instant::now() < until {
+            std::thread::sleep(LAST_USER_LOOK);
+        }
+        match &*self.end.borrow() {
+            Some(Err(why)) => tracing::warn!("the mount at {} ended with an error: {why}", self.path.display()),
+            Some(Ok(())) => {}
+            None => tracing::warn!("what was mounted at {} is still in use", self.path.display()),
+        }
+        Ok(())
+    }
+
+    /// Take our mount out of the tree, unless it is out already.
+    fn detach(&self) -> Result<(), MountError> {
+        let above = mounts::mounted_at(&self.path).map(|entry| entry.device);
+        match self.device.is_some() && above == self.device {
+            true => mounts::unmount(&self.path),
+            false => Ok(()),
+        }
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        if let Err(error) = self.unmount() {
-            tracing::warn!("{error}");
-        }
-    }
-}
-
-/// Unmount a keelfs by path, whichever process serves it; a dead one too. Refuses what is not ours.
-pub fn unmount(at: &Path) -> Result<(), MountError> {
-    let path = mounts::canonical(at)?;
-    match mounts::mounted_at(&path) {
-        Some(entry) if entry.fs_type == FILE_SYSTEM_TYPE => mounts::unmount(&path),
-        Some(entry) => {
-            let why = format!("a {} is mounted there, not a keelfs", entry.fs_type);
-            Err(MountError::Unmount { path: path.display().to_string(), why })
-        }
-        None => {
-            Err(MountError::Unmount { path: path.display().to_string(), why: "nothing is mounted there".to_owned() })
+        if let Err(error) = self.detach() {
+            tracing::warn!("cannot unmount: {error}");
         }
     }
 }

@@ -31,34 +31,34 @@ const PROBE_TIME: Duration = Duration::from_secs(5);
 /// Dead mounts of ours that are removed from one path, at most.
 const STALE_MAX: usize = 16;
 
-/// Why there is no mount, and what to do about it.
+/// Why there is no mount (or why it stays), and what to do about it. The caller says where it was to be.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    #[error("cannot mount at {path}: {why}; give an existing directory (mkdir -p {path})")]
+    #[error("{why}; give an existing directory (mkdir -p {path})")]
     NoDirectory { path: String, why: String },
-    #[error("cannot mount at {path}: a keelfs is mounted there already; unmount it first (keelfs umount {path})")]
+    #[error("a keelfs is mounted there already; unmount it first (keelfs umount {path})")]
     Mounted { path: String },
     #[error(
-        "cannot mount at {path}: a {fs_type} is mounted there and does not answer ({why}); it is not ours, so unmount it yourself or choose another directory"
+        "a {fs_type} is mounted there and does not answer ({why}); it is not ours, so unmount it yourself or choose another directory"
     )]
-    ForeignBroken { path: String, fs_type: String, why: String },
+    ForeignBroken { fs_type: String, why: String },
     #[error(
-        "cannot mount at {path}: {DEVICE} is missing; load the kernel module (modprobe fuse), or give the container the device (--device {DEVICE} --cap-add SYS_ADMIN)"
+        "{DEVICE} is missing; load the kernel module (modprobe fuse), or give the container the device (--device {DEVICE} --cap-add SYS_ADMIN)"
     )]
-    NoDevice { path: String },
-    #[error("cannot mount at {path}: {DEVICE} cannot be opened ({why}); run as root or fix its permissions")]
-    DeviceDenied { path: String, why: String },
+    NoDevice,
+    #[error("{DEVICE} cannot be opened ({why}); run as root or fix its permissions")]
+    DeviceDenied { why: String },
     #[error(
-        "cannot mount at {path}: {FUSERMOUNT} is missing, which mounts for users who are not root; install the package fuse3, or run as root"
+        "{FUSERMOUNT} is missing, which mounts for users who are not root; install the package fuse3, or run as root"
     )]
-    NoFusermount { path: String },
-    #[error("cannot mount at {path}: {FUSERMOUNT} refused: {why}")]
-    Fusermount { path: String, why: String },
-    #[error("cannot mount at {path}: {why}")]
-    Refused { path: String, why: String },
-    #[error("cannot start serving {path}: {why}")]
-    Session { path: String, why: String },
-    #[error("cannot unmount {path}: {why}")]
+    NoFusermount,
+    #[error("{FUSERMOUNT} refused: {why}")]
+    Fusermount { why: String },
+    #[error("{why}")]
+    Refused { why: String },
+    #[error("the kernel did not take the mount up: {why}")]
+    Session { why: String },
+    #[error("{path}: {why}")]
     Unmount { path: String, why: String },
 }
 
@@ -156,7 +156,7 @@ pub fn clear(path: &Path) -> Result<(), MountError> {
             Err(_) if ours => return Err(MountError::Mounted { path: shown() }),
             Err(error) => {
                 let (fs_type, why) = (entry.fs_type, error.to_string());
-                return Err(MountError::ForeignBroken { path: shown(), fs_type, why });
+                return Err(MountError::ForeignBroken { fs_type, why });
             }
         }
     }
@@ -186,35 +186,34 @@ pub fn mount(path: &Path, terms: &Terms<'_>) -> Result<OwnedFd, MountError> {
 }
 
 fn mount_as_root(path: &Path, terms: &Terms<'_>) -> Result<OwnedFd, MountError> {
-    let device = open_device(path)?;
+    let device = open_device()?;
     let user = format!("user_id={},group_id={}", rustix::process::getuid(), rustix::process::getgid());
     let other = if terms.allow_other { ",allow_other" } else { "" };
     // 40000: the root is a directory; the kernel asks for its other attributes.
     let options = format!("fd={},rootmode=40000,{user},default_permissions{other}", device.as_raw_fd());
     let read_only = if terms.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
     let flags = MountFlags::NOSUID | MountFlags::NODEV | read_only;
-    let options = CString::new(options).map_err(|error| refused(path, &error))?;
+    let options = CString::new(options).map_err(|error| refused(&error))?;
     rustix::mount::mount(plain(terms.source), path, FILE_SYSTEM_TYPE, flags, Some(options.as_c_str())).map_err(
         |errno| match errno {
-            rustix::io::Errno::PERM => refused(path, &"not permitted; mounting needs the capability SYS_ADMIN"),
-            rustix::io::Errno::NODEV => refused(path, &"the kernel does not know fuse; load it (modprobe fuse)"),
-            other => refused(path, &other),
+            rustix::io::Errno::PERM => refused(&"not permitted; mounting needs the capability SYS_ADMIN"),
+            rustix::io::Errno::NODEV => refused(&"the kernel does not know fuse; load it (modprobe fuse)"),
+            other => refused(&other),
         },
     )?;
     Ok(device.into())
 }
 
-fn open_device(path: &Path) -> Result<File, MountError> {
-    let shown = path.display().to_string();
+fn open_device() -> Result<File, MountError> {
     File::options().read(true).write(true).open(DEVICE).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => MountError::NoDevice { path: shown },
-        _ => MountError::DeviceDenied { path: shown, why: error.to_string() },
+        ErrorKind::NotFound => MountError::NoDevice,
+        _ => MountError::DeviceDenied { why: error.to_string() },
     })
 }
 
 /// `fusermount3` mounts and sends the device back over the socket that `_FUSE_COMMFD` names: here its standard input.
 fn mount_as_user(path: &Path, terms: &Terms<'_>) -> Result<OwnedFd, MountError> {
-    let (ours, theirs) = UnixStream::pair().map_err(|error| refused(path, &error))?;
+    let (ours, theirs) = UnixStream::pair().map_err(|error| refused(&error))?;
     let mut options = format!("fsname={},subtype={SUBTYPE},default_permissions,nosuid,nodev", plain(terms.source));
     options.push_str(if terms.allow_other { ",allow_other" } else { "" });
     options.push_str(if terms.read_only { ",ro" } else { "" });
@@ -226,12 +225,12 @@ fn mount_as_user(path: &Path, terms: &Terms<'_>) -> Result<OwnedFd, MountError> 
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| no_fusermount(path, &error))?;
+        .map_err(|error| no_fusermount(&error))?;
     let device = receive_device(&ours);
-    let output = child.wait_with_output().map_err(|error| refused(path, &error))?;
+    let output = child.wait_with_output().map_err(|error| refused(&error))?;
     match device {
         Ok(Some(device)) if output.status.success() => Ok(device),
-        _ => Err(MountError::Fusermount { path: path.display().to_string(), why: said(&output.stderr) }),
+        _ => Err(MountError::Fusermount { why: said(&output.stderr) }),
     }
 }
 
@@ -285,16 +284,15 @@ fn said(stderr: &[u8]) -> String {
     String::from_utf8_lossy(stderr).trim().trim_start_matches("fusermount3: ").to_owned()
 }
 
-fn no_fusermount(path: &Path, error: &Error) -> MountError {
-    let shown = path.display().to_string();
+fn no_fusermount(error: &Error) -> MountError {
     match error.kind() {
-        ErrorKind::NotFound => MountError::NoFusermount { path: shown },
-        _ => MountError::Fusermount { path: shown, why: error.to_string() },
+        ErrorKind::NotFound => MountError::NoFusermount,
+        _ => MountError::Fusermount { why: error.to_string() },
     }
 }
 
-fn refused(path: &Path, why: &dyn std::fmt::Display) -> MountError {
-    MountError::Refused { path: path.display().to_string(), why: why.to_string() }
+fn refused(why: &dyn std::fmt::Display) -> MountError {
+    MountError::Refused { why: why.to_string() }
 }
 
 fn not_unmounted(path: &Path, why: &dyn std::fmt::Display) -> MountError {

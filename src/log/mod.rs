@@ -289,7 +289,7 @@ impl Log {
             if memory.index.purged.is_some_and(|purged| purged.index >= upto.index) {
                 return Ok(());
             }
-            if upto.index >= memory.index.first() && memory.index.id(upto.index) != Some(upto) {
+            if memory.index.id(upto.index) != Some(upto) {
                 let trusted = memory.committed().map_or(0, |committed| committed.index + 1).max(memory.index.first());
                 if trusted < memory.index.next() {
                     memory.truncate(trusted);
@@ -300,14 +300,6 @@ impl Log {
             memory.push(Job::Purge { upto });
             Ok(())
         });
-    }
-
-    /// Let an empty log begin at this index, as no log in use ever does: openraft's storage suite writes such.
-    #[cfg(test)]
-    pub fn begin_at(&self, index: u64) {
-        let mut memory = self.shared.memory.lock();
-        memory.index.begin_at(index);
-        memory.durable_next = index;
     }
 
     pub fn state(&self) -> LogState {
@@ -336,7 +328,7 @@ impl Log {
         self.shared.has_body(index)
     }
 
-    /// Length of the body of this entry, in bytes; `None` where [`Log::has_body`] says no.
+    /// Length in bytes of the body of entry `index`, purged or not; `None` if it is not stored here.
     pub fn body_length(&self, index: u64) -> Option<u32> {
         self.shared.body_length(index)
     }
@@ -403,7 +395,6 @@ impl Log {
 
     /// Write a metadata snapshot: `meta` and then the items, each opaque bytes of at most 8 MiB, streamed (never all in
     /// memory) to one checksummed file; synced, renamed into place, directory synced; older snapshots are removed then.
-    /// An item that is an error ends it with that error, and nothing has changed.
     pub fn write_snapshot(
         &self,
         last: EntryId,

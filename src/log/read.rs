@@ -110,13 +110,8 @@ impl Shared {
     }
 
     pub fn has_body(&self, index: u64) -> bool {
-        self.body_length(index).is_some()
-    }
-
-    pub fn body_length(&self, index: u64) -> Option<u32> {
         let memory = self.memory.lock();
-        let in_log = memory.index.slot(index).map(|slot| slot.place.body).filter(|length| *length > 0);
-        in_log.or_else(|| memory.index.body(index).map(|body| body.place.body))
+        memory.index.body(index).is_some() || memory.index.slot(index).is_some_and(|slot| slot.place.body > 0)
     }
 
     pub fn body_length(&self, index: u64) -> Option<u32> {

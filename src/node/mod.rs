@@ -146,9 +146,10 @@ impl Node {
         for (path, options) in mounts {
             let volume = self.volume(&format!("mount {}", path.display()));
             let runtime = tokio::runtime::Handle::current();
+            let failed = format!("cannot mount at {}", path.display());
             let mount = tokio::task::spawn_blocking(move || fuse::mount(volume, runtime, &path, options)).await;
-            let mount = mount.map_err(|e| NodeError::failed(format!("cannot mount: {e}")))?;
-            self.mounts.push(mount.map_err(|e| NodeError::failed(e.to_string()))?);
+            let mount = mount.map_err(|e| NodeError::failed(format!("{failed}: {e}")))?;
+            self.mounts.push(mount.map_err(|e| NodeError::failed(format!("{failed}: {e}")))?);
         }
         Ok(())
     }
