@@ -381,11 +381,11 @@ impl Log {
         segments.iter().map(|segment| segment.file.allocated().unwrap_or(segment.header.bytes)).sum()
     }
 
-    /// Called once with the first fatal error of the writer thread; at once if there was one already.
+    /// Have this called once, with the first fatal error of the writer thread; at once if there was one already.
     pub fn on_failure(&self, call: Box<dyn FnOnce(Arc<StorageError>) + Send>) {
         let mut memory = self.shared.memory.lock();
         match memory.failed.clone() {
-            None => memory.on_failure = Some(call),
+            None => memory.on_failure.push(call),
             Some(error) => {
                 drop(memory);
                 call(error);

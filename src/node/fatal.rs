@@ -12,6 +12,9 @@ use tokio::sync::watch;
 /// How long a dying node may take to unmount and to say why.
 const LAST_WORDS: Duration = Duration::from_millis(800);
 
+/// How long the log's reason may come after Raft's.
+const LOG_FIRST: Duration = Duration::from_millis(50);
+
 /// The reason why this node must end, once there is one.
 #[derive(Clone)]
 pub(super) struct Fatal {
@@ -34,7 +37,8 @@ impl Fatal {
         let fatal = self.clone();
         tokio::spawn(async move {
             let why = replica.failed().await;
-            // A failed log takes Raft down with it: then the log's reason is the true one, and it is there already.
+            // A failed log takes Raft down with it: then the log's reason is the true one, and it is on its way.
+            tokio::time::sleep(LOG_FIRST).await;
             fatal.report(NodeError::new(Exit::StorageFailed, format!("raft has ended: {why}")));
         });
     }

@@ -345,6 +345,9 @@ fn status_of(
     })
 }
 
+#[cfg(test)]
+mod tests;
+
 /// SIGTERM and SIGINT.
 struct Signals {
     terminate: Signal,
