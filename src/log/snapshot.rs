@@ -78,8 +78,8 @@ pub fn write_snapshot(
         move |source| StorageError::Io { operation, file: file.clone(), source }
     };
     let file = disk.create(&temporary).map_err(io("create"))?;
-    let written = write_items(&*file, last, meta, items, &io("write"))
-        .and_then(|()| file.sync_data().map_err(io("sync")));
+    let written =
+        write_items(&*file, last, meta, items, &io("write")).and_then(|()| file.sync_data().map_err(io("sync")));
     if let Err(error) = written {
         // The disk may be full of it; the next opening removes it too.
         let _ = disk.remove(&temporary);

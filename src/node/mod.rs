@@ -16,7 +16,7 @@ mod upkeep;
 pub use exit::{Exit, NodeError};
 pub use identity::{DataDirectory, InitOptions};
 
-use crate::fuse::{self, Mount, MountOptions};
+use crate::fuse::{self, MountHandle, MountOptions};
 use crate::gateway;
 use crate::log::{DirectoryLock, Log};
 use crate::net::{self, Caller, Handler, Identity, Message, NodeId};
@@ -64,7 +64,7 @@ pub struct Node {
     local: Local,
     replica: Replica,
     volumes: Vec<Volume>,
-    mounts: Vec<Mount>,
+    mounts: Vec<MountHandle>,
     fatal: Fatal,
     /// Ends the front ends and upkeep.
     front: CancellationToken,
@@ -132,7 +132,7 @@ impl Node {
         }
         self.tasks.spawn(upkeep::run(self.replica.clone(), self.front.clone()));
         self.start_gateway(cs733);
-        self.mount_all(mounts).await
+        self.mount_all(mounts)
     }
 
     fn start_gateway(&mut self, cs733: Option<TcpListener>) {
@@ -142,13 +142,12 @@ impl Node {
         }
     }
 
-    async fn mount_all(&mut self, mounts: Vec<(PathBuf, MountOptions)>) -> Result<(), NodeError> {
+    fn mount_all(&mut self, mounts: Vec<(PathBuf, MountOptions)>) -> Result<(), NodeError> {
         for (path, options) in mounts {
             let volume = self.volume(&format!("mount {}", path.display()));
-            let runtime = tokio::runtime::Handle::current();
-            let mount = tokio::task::spawn_blocking(move || fuse::mount(volume, runtime, &path, options)).await;
-            let mount = mount.map_err(|e| NodeError::failed(format!("cannot mount: {e}")))?;
-            self.mounts.push(mount.map_err(|e| NodeError::failed(e.to_string()))?);
+            let mount = fuse::mount(volume, &path, options);
+            let failed = |e| NodeError::failed(format!("cannot mount at {}: {e:#}", path.display()));
+            self.mounts.push(mount.map_err(failed)?);
         }
         Ok(())
     }
@@ -224,7 +223,7 @@ impl Node {
     }
 }
 
-fn unmount_all(mounts: Vec<Mount>) {
+fn unmount_all(mounts: Vec<MountHandle>) {
     for mount in mounts {
         if let Err(e) = mount.unmount() {
             tracing::error!("cannot unmount: {e:#}");
