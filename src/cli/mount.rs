@@ -4,7 +4,7 @@ use crate::cli::args::{MountArgs, UmountArgs};
 use crate::cli::block_on;
 use crate::cli::cluster::process::{self, leave_session};
 use crate::cli::error::{CliError, CliResult, Tried};
-use crate::cli::mounts::{self, Found, Unmount};
+use crate::cli::mounts::{self, Found, Life, Unmount};
 use crate::cli::output::Output;
 use crate::cli::remote::Remote;
 use crate::fuse::{self, MountHandle, MountOptions};
@@ -95,7 +95,7 @@ fn wait_until_mounted(child: &mut Child, dir: &Path, log: &PathBuf) -> CliResult
             let exit = if status.code() == Some(Exit::NoMajority as i32) { Exit::NoMajority } else { Exit::Failed };
             return Err(CliError::new(exit, format!("cannot mount at {}:{}", dir.display(), said())));
         }
-        if mounts::found(dir)? == Found::Ours && mounts::answers(dir, mounts::ANSWER_PATIENCE) {
+        if mounts::found(dir)? == Found::Ours && mounts::life(dir) == Life::Answers {
             return Ok(());
         }
         if Instant::now() >= deadline {

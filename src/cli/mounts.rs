@@ -12,8 +12,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 const OURS: &str = "fuse.keelfs";
-/// How long a mount may take to answer before it counts as dead.
-pub const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a mount may take to answer before it counts as silent.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// One line of mountinfo (proc(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,12 +88,29 @@ pub fn absolute(path: &Path) -> CliResult<PathBuf> {
     }
 }
 
-/// Does the mount answer `statfs`? Asked from a thread, since a dying server would hold the caller up.
-pub fn answers(path: &Path, patience: Duration) -> bool {
+/// How a mount is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    Answers,
+    /// The process that served it is gone (ENOTCONN).
+    Dead,
+    /// There may be a process, and it does not answer in time: stopped, or without a majority.
+    Silent,
+}
+
+/// Ask the mount for its root. From a thread, because it may take its time.
+pub fn life(path: &Path) -> Life {
     let (tell, told) = mpsc::channel();
     let path = path.to_owned();
-    std::thread::spawn(move || tell.send(rustix::fs::statfs(&path).is_ok()));
-    told.recv_timeout(patience).unwrap_or(false)
+    // Nobody may be listening any more when the answer comes.
+    std::thread::spawn(move || {
+        let _ = tell.send(rustix::fs::stat(&path).map(drop));
+    });
+    match told.recv_timeout(ANSWER_PATIENCE) {
+        Ok(Ok(())) => Life::Answers,
+        Ok(Err(rustix::io::Errno::NOTCONN)) => Life::Dead,
+        Ok(Err(_)) | Err(_) => Life::Silent,
+    }
 }
 
 /// See to it that something can be mounted here: a directory that is empty, after a dead mount of ours was cleaned off it.
@@ -106,7 +123,7 @@ pub fn prepare(path: &Path) -> CliResult {
                 path.display()
             )));
         }
-        Found::Ours if answers(path, ANSWER_PATIENCE) => {
+        Found::Ours if life(path) != Life::Dead => {
             return Err(CliError::failed(format!(
                 "{} is a keelfs mount of another process: `keelfs umount {}` first, or choose another directory",
                 path.display(),

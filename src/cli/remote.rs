@@ -2,7 +2,7 @@
 
 use crate::cli::args::RemoteArgs;
 use crate::cli::cluster::config::ClusterDir;
-use crate::cli::error::{CliError, CliResult, Tried};
+use crate::cli::error::{CliError, CliResult, Tried, plain};
 use crate::cli::words::NodeList;
 use crate::fs::LogIndex;
 use crate::net::NodeId;
@@ -80,7 +80,7 @@ impl Remote {
     }
 
     pub async fn status_of(&self, address: SocketAddr, deadline: Instant) -> Result<NodeStatus, String> {
-        self.client.status_of(address, deadline).await.map_err(|why| why.to_string())
+        self.client.status_of(address, deadline).await.map_err(|why| plain(&why))
     }
 
     /// The state's hash right after entry `index` at this very node, hexadecimal, once the node has applied it. `None`:
@@ -91,7 +91,7 @@ impl Remote {
         index: LogIndex,
         deadline: Instant,
     ) -> Result<Option<String>, String> {
-        let hash = self.only(address)?.hash_at(index, deadline).await.map_err(|why| why.to_string())?;
+        let hash = self.only(address)?.hash_at(index, deadline).await.map_err(|why| plain(&why))?;
         Ok(hash.map(|hash| format!("{hash:032x}")))
     }
 

@@ -4,7 +4,7 @@ use super::config::{ClusterConfig, ClusterDir, NodeConfig};
 use super::{ports, process, report, server};
 use crate::cli::args::StartArgs;
 use crate::cli::error::{CliError, CliResult, Tried};
-use crate::cli::mounts::{self, Found};
+use crate::cli::mounts::{self, Found, Life};
 use crate::cli::output::{Output, Progress, warn};
 use crate::cli::serve;
 use crate::cli::status::{NodeReport, leader, table};
@@ -274,7 +274,7 @@ fn lacking(nodes: &[&NodeConfig], reports: &[NodeReport]) -> BTreeMap<NodeId, St
 }
 
 fn mounted(path: &Path) -> bool {
-    matches!(mounts::found(path), Ok(Found::Ours)) && mounts::answers(path, mounts::ANSWER_PATIENCE)
+    matches!(mounts::found(path), Ok(Found::Ours)) && mounts::life(path) == Life::Answers
 }
 
 fn must_live(cluster: &ClusterDir, started: &mut Starting) -> CliResult {
