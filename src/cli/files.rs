@@ -340,6 +340,21 @@ async fn show_or_set_ttl(files: &Files, args: &TtlArgs, output: Output) -> CliRe
     output.show(&json!({ "path": path, "ttl_seconds": seconds }), || left.unwrap_or_else(|| "none".into()))
 }
 
+/// Give the root directory, which a new tree has for root, to the user who runs us: an ordinary user who started a cluster
+/// is to be able to use its mount.
+pub async fn own_the_root(remote: &Remote) -> CliResult {
+    let files = Files::connect(remote).await?;
+    let failed = |failure: Failure| CliError::call("take over", "/", &failure);
+    let root = files.resolve("/").await.map_err(failed)?;
+    if root.uid == 0 {
+        let Credentials { uid, gid } = own_credentials();
+        let changes = AttributeChanges { uid: Some(uid), gid: Some(gid), ..AttributeChanges::default() };
+        files.submit(Command::SetAttributes { ino: root.ino, changes }, Bytes::new()).await.map_err(failed)?;
+    }
+    files.close().await;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

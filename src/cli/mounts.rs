@@ -3,6 +3,7 @@
 //! Only mounts of type `fuse.keelfs` are ever unmounted here; a foreign mount is never touched.
 
 use crate::cli::error::{CliError, CliResult, Tried};
+use rustix::fs::{Access, access};
 use rustix::mount::{UnmountFlags, unmount};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -11,6 +12,7 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
+const DEVICE: &str = "/dev/fuse";
 const OURS: &str = "fuse.keelfs";
 /// How long a mount may take to answer before it counts as silent.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
@@ -148,15 +150,22 @@ fn must_be_empty(path: &Path) -> CliResult {
 }
 
 fn fuse_is_there() -> CliResult {
-    if !Path::new("/dev/fuse").exists() {
+    if !Path::new(DEVICE).exists() {
         return Err(CliError::failed(
             "cannot mount: /dev/fuse is not there. Load it with `modprobe fuse`; in a container, run that with \
              `--device /dev/fuse --cap-add SYS_ADMIN`",
         ));
     }
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    if access(DEVICE, Access::READ_OK | Access::WRITE_OK).is_err() {
+        return Err(CliError::failed(
+            "cannot mount as an ordinary user: /dev/fuse is not open to all here. As root: chmod 666 /dev/fuse",
+        ));
+    }
     let paths = std::env::var_os("PATH").unwrap_or_default();
-    let helper = std::env::split_paths(&paths).any(|dir| dir.join("fusermount3").exists());
-    match helper || rustix::process::geteuid().is_root() {
+    match std::env::split_paths(&paths).any(|dir| dir.join("fusermount3").exists()) {
         true => Ok(()),
         false => Err(CliError::failed(
             "cannot mount as an ordinary user: fusermount3 is not there. Install the package fuse3",
