@@ -28,7 +28,7 @@ pub struct Files {
 
 impl Files {
     pub async fn connect(remote: &Remote) -> CliResult<Files> {
-        Ok(Files { volume: remote.volume(), timeout: remote.timeout })
+        Ok(Files { volume: remote.volume("command"), timeout: remote.timeout })
     }
 
     fn deadline(&self) -> Instant {

@@ -44,7 +44,7 @@ async fn serve_mount(args: &MountArgs, dir: &Path, options: MountOptions) -> Cli
     let remote = Remote::to(args.nodes.0.clone(), Uuid::nil(), PATIENCE)?;
     // A mount that nobody answers would only make programs wait: say so now.
     remote.members().await?;
-    let volume = remote.volume();
+    let volume = remote.volume(&format!("mount {}", dir.display()));
     let mounted = fuse::mount(volume.clone(), dir, options);
     let mounted = mounted.tried(|| format!("cannot mount at {}", dir.display()))?;
     let ended = until_told_or_unmounted(&mounted).await;

@@ -63,8 +63,10 @@ impl Remote {
         self.started + self.timeout
     }
 
-    pub fn volume(&self) -> Volume {
-        self.client.volume(&format!("keelfs command, pid {}", std::process::id()))
+    /// The tree, in a session that is named after this process and what it does.
+    pub fn volume(&self, purpose: &str) -> Volume {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        self.client.volume(&format!("{}, process {}, {purpose}", host.trim(), std::process::id()))
     }
 
     /// All nodes, as the first one that answers knows them.
