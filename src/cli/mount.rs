@@ -7,7 +7,7 @@ use crate::cli::error::{CliError, CliResult, Tried};
 use crate::cli::mounts::{self, Found, Life, Unmount};
 use crate::cli::output::Output;
 use crate::cli::remote::Remote;
-use crate::fuse::{self, MountHandle, MountOptions};
+use crate::fuse::{self, Mount, MountOptions};
 use crate::node::exit::Exit;
 use serde_json::json;
 use std::ffi::{OsStr, OsString};
@@ -45,8 +45,10 @@ async fn serve_mount(args: &MountArgs, dir: &Path, options: MountOptions) -> Cli
     // A mount that nobody answers would only make programs wait: say so now.
     remote.members().await?;
     let volume = remote.volume(&format!("mount {}", dir.display()));
-    let mounted = fuse::mount(volume.clone(), dir, options);
-    let mounted = mounted.tried(|| format!("cannot mount at {}", dir.display()))?;
+    let what = || format!("cannot mount at {}", dir.display());
+    let (mounting, runtime, at) = (volume.clone(), tokio::runtime::Handle::current(), dir.to_owned());
+    let mounted = tokio::task::spawn_blocking(move || fuse::mount(mounting, runtime, &at, options)).await;
+    let mounted = mounted.tried(what)?.tried(what)?;
     let ended = until_told_or_unmounted(&mounted).await;
     let unmounted = tokio::task::spawn_blocking(move || mounted.unmount()).await;
     volume.close().await;
@@ -55,7 +57,7 @@ async fn serve_mount(args: &MountArgs, dir: &Path, options: MountOptions) -> Cli
     ended
 }
 
-async fn until_told_or_unmounted(mounted: &MountHandle) -> CliResult {
+async fn until_told_or_unmounted(mounted: &Mount) -> CliResult {
     let listen = |kind| signal(kind).tried(|| "cannot listen for signals".into());
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     tokio::select! {

@@ -250,7 +250,7 @@ fn a_damaged_snapshot_is_skipped_and_missed_only_when_the_log_was_purged() {
     let (disk, entries) = written();
     let log = open(&disk, 2).unwrap();
     let items: Vec<Bytes> = (0..3).map(|i| Bytes::from(vec![i; 1000])).collect();
-    log.write_snapshot(entries[5].id, Bytes::from_static(b"meta"), &mut items.clone().into_iter()).unwrap();
+    log.write_snapshot(entries[5].id, Bytes::from_static(b"meta"), &mut items.clone().into_iter().map(Ok)).unwrap();
     let name = format!("snapshot-{:020}", 5);
     let length = disk.content(&name).unwrap().len() as u64;
     let read = |log: &Log| {

@@ -51,7 +51,7 @@ fn write(disk: Arc<dyn Disk>) {
     log.save_committed(Some(entries()[3].id));
     while log.pump() {}
     let items = [&b"one"[..], b"", b"three"].map(Bytes::from_static);
-    log.write_snapshot(entries()[1].id, Bytes::from_static(b"meta"), &mut items.into_iter()).unwrap();
+    log.write_snapshot(entries()[1].id, Bytes::from_static(b"meta"), &mut items.into_iter().map(Ok)).unwrap();
 }
 
 fn check(log: &Log) {
