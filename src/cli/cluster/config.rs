@@ -5,6 +5,7 @@
 //! DIR/node-N/        the data directory of node N
 //! DIR/node-N.log     what node N says
 //! DIR/node-N.pid     its process, for people: the verbs look in /proc
+//! DIR/mount-N.log    what the mount beside node N says
 //! ```
 
 use crate::cli::error::{CliError, CliResult, Tried};
@@ -108,6 +109,10 @@ impl ClusterDir {
 
     pub fn log(&self, node: NodeId) -> PathBuf {
         self.dir.join(format!("node-{node}.log"))
+    }
+
+    pub fn mount_log(&self, node: NodeId) -> PathBuf {
+        self.dir.join(format!("mount-{node}.log"))
     }
 
     pub fn pid_file(&self, node: NodeId) -> PathBuf {

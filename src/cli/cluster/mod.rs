@@ -1,7 +1,11 @@
 //! `keelfs cluster`: a whole cluster on this machine, for first steps, for tests and for seeing nodes fail.
 //!
-//! Each node is an ordinary `keelfs serve` process in a session of its own. These verbs start, watch and end those
-//! processes; nothing of them stays behind in memory, so any later call finds the cluster by its directory alone.
+//! Each node is an ordinary `keelfs serve` process in a session of its own, and each mount an ordinary `keelfs mount`
+//! process beside its node. These verbs start, watch and end those processes; nothing of them stays behind in memory, so
+//! any later call finds the cluster by its directory alone.
+//!
+//! Decision: a mount is not in its node's process, so it outlives its node: it asks that node first and, while that is
+//! down, the others. Cost: one step over loopback for every request of the kernel.
 
 pub mod config;
 mod ports;
@@ -16,7 +20,7 @@ use crate::cli::output::{Output, warn};
 use crate::cli::remote::Remote;
 use crate::cli::status::{NodeReport, gather, leader, table};
 use config::{ClusterDir, NodeConfig};
-use process::Server;
+use process::{Duty, Server};
 use serde_json::json;
 use std::time::Duration;
 
@@ -44,7 +48,7 @@ fn report(cluster: &ClusterDir) -> CliResult<Vec<NodeReport>> {
 }
 
 fn server(cluster: &ClusterDir, node: &NodeConfig) -> Option<Server> {
-    Server::find(&cluster.data(node.id))
+    Server::find(&Duty::Node(cluster.data(node.id)))
 }
 
 /// `keelfs cluster status`
@@ -102,6 +106,7 @@ fn restart(args: RestartArgs, output: Output) -> CliResult {
         false => None,
     };
     let chosen = cluster.chosen(&args.which, leader)?;
+    // Living mounts stay: they go on with the other nodes meanwhile.
     stop::end_nodes(&cluster, &chosen, output)?;
     start::bring_up(&cluster, &chosen, args.timeout)?;
     let reports = report(&cluster)?;

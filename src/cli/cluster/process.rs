@@ -1,8 +1,9 @@
-//! The processes that serve a cluster's nodes: started in sessions of their own, found again through /proc.
+//! The processes of a cluster, its nodes and its mounts: started in sessions of their own, found again through /proc.
 //!
 //! Decision: a pid file is written for people but never believed, because the number in it may long belong to another
-//! process. A node's process is whichever runs `keelfs serve --data` on exactly that directory, and a signal goes through
-//! a pidfd that was opened before that was verified, so it cannot reach a process that took the number over meanwhile.
+//! process. A node's process is whichever runs `keelfs serve --data` on exactly that directory, a mount's whichever runs
+//! `keelfs mount` at exactly that path; and a signal goes through a pidfd that was opened before that was verified, so it
+//! cannot reach a process that took the number over meanwhile.
 
 use crate::cli::error::{CliError, CliResult, Tried};
 use rustix::fd::OwnedFd;
@@ -17,28 +18,37 @@ use std::time::{Duration, Instant};
 /// How often we look whether a process has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// A running `keelfs serve`, held by a pidfd.
+/// What a process is there for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// Serving the node whose data directory (absolute) this is.
+    Node(PathBuf),
+    /// Serving the mount at this path (absolute).
+    Mount(PathBuf),
+}
+
+/// A running `keelfs` process of a cluster, held by a pidfd.
 #[derive(Debug)]
 pub struct Server {
     pub pid: u32,
     handle: OwnedFd,
-    data: PathBuf,
+    duty: Duty,
 }
 
 impl Server {
-    /// The process that serves the data directory (absolute), if one does.
-    pub fn find(data: &Path) -> Option<Server> {
+    /// The process that does this duty, if one does.
+    pub fn find(duty: &Duty) -> Option<Server> {
         let pids =
             fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-        pids.into_iter().find_map(|pid| Server::open(pid, data))
+        pids.into_iter().find_map(|pid| Server::open(pid, duty))
     }
 
-    fn open(pid: u32, data: &Path) -> Option<Server> {
-        if !serves(pid, data) {
+    fn open(pid: u32, duty: &Duty) -> Option<Server> {
+        if !serves(pid, duty) {
             return None;
         }
         let handle = pidfd_open(Pid::from_raw(pid as i32)?, PidfdFlags::empty()).ok()?;
-        serves(pid, data).then(|| Server { pid, handle, data: data.to_owned() })
+        serves(pid, duty).then(|| Server { pid, handle, duty: duty.clone() })
     }
 
     pub fn signal(&self, signal: Signal) -> CliResult {
@@ -61,29 +71,43 @@ impl Server {
 
     /// A zombie has no command line any more, so it counts as ended.
     fn runs(&self) -> bool {
-        serves(self.pid, &self.data)
+        serves(self.pid, &self.duty)
     }
 }
 
-/// Does process `pid` run `keelfs serve --data` on this directory?
-fn serves(pid: u32, data: &Path) -> bool {
+/// Does process `pid` do this duty?
+fn serves(pid: u32, duty: &Duty) -> bool {
     let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
     let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
-    let Some(named) = served_directory(&words) else { return false };
-    let Ok(cwd) = fs::read_link(format!("/proc/{pid}/cwd")) else { return false };
-    let named = cwd.join(OsStr::from_bytes(named));
-    // A directory that is gone can only be compared by its name.
-    named.canonicalize().unwrap_or(named) == data
+    match (duty_of(&words), duty) {
+        (Some(Duty::Node(named)), Duty::Node(data)) => {
+            let Ok(cwd) = fs::read_link(format!("/proc/{pid}/cwd")) else { return false };
+            let named = cwd.join(named);
+            // A directory that is gone can only be compared by its name.
+            named.canonicalize().unwrap_or(named) == *data
+        }
+        // Never looked at on the disk: a dead mount does not answer. `keelfs cluster` gives the path absolute.
+        (Some(Duty::Mount(named)), Duty::Mount(path)) => named == *path,
+        _ => false,
+    }
 }
 
-/// The value of `--data` in `keelfs serve …`.
-fn served_directory<'w>(words: &[&'w [u8]]) -> Option<&'w [u8]> {
+/// What `keelfs serve --data DIR` and `keelfs mount --own-session NODES DIR` are there for, as their words name it.
+fn duty_of(words: &[&[u8]]) -> Option<Duty> {
+    let path = |word: &[u8]| PathBuf::from(OsStr::from_bytes(word));
     let program = words.first()?.rsplit(|b| *b == b'/').next()?;
-    if !program.starts_with(b"keelfs") || *words.get(1)? != b"serve" {
+    if !program.starts_with(b"keelfs") {
         return None;
     }
-    let at = words.iter().position(|w| *w == b"--data" || w.starts_with(b"--data="))?;
-    words[at].strip_prefix(b"--data=").or_else(|| words.get(at + 1).copied())
+    match (*words.get(1)?, *words.get(2)?) {
+        (b"serve", _) => {
+            let at = words.iter().position(|w| *w == b"--data" || w.starts_with(b"--data="))?;
+            let data = words.get(at)?.strip_prefix(b"--data=").or_else(|| words.get(at + 1).copied())?;
+            Some(Duty::Node(path(data)))
+        }
+        (b"mount", b"--own-session") => Some(Duty::Mount(path(words.get(4)?))),
+        _ => None,
+    }
 }
 
 /// What to start: a `keelfs` verb with its words, and where its output goes.
@@ -153,20 +177,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_serve_on_that_directory_counts() {
-        let served = |line: &'static str| served_directory(&line.split(' ').map(str::as_bytes).collect::<Vec<_>>());
-        assert_eq!(served("/usr/bin/keelfs serve --data /d/node-1 --mount /m"), Some(&b"/d/node-1"[..]));
-        assert_eq!(served("keelfs serve --own-session --data=/d/node-1"), Some(&b"/d/node-1"[..]));
-        assert_eq!(served("keelfs mount --data /d/node-1"), None);
-        assert_eq!(served("vim serve --data /d/node-1"), None);
-        assert_eq!(served("keelfs serve"), None);
+    fn only_serve_on_that_directory_and_mount_at_that_path_count() {
+        let duty = |line: &'static str| duty_of(&line.split(' ').map(str::as_bytes).collect::<Vec<_>>());
+        let node = Some(Duty::Node("/d/node-1".into()));
+        assert_eq!(duty("/usr/bin/keelfs serve --data /d/node-1 --mount /m"), node);
+        assert_eq!(duty("keelfs serve --own-session --data=/d/node-1"), node);
+        assert_eq!(duty("keelfs mount --own-session 127.0.0.1:1,127.0.0.1:2 /m"), Some(Duty::Mount("/m".into())));
+        assert_eq!(duty("keelfs mount 127.0.0.1:1 /m"), None);
+        assert_eq!(duty("vim serve --data /d/node-1"), None);
+        assert_eq!(duty("keelfs serve"), None);
     }
 
     #[test]
     fn a_strange_process_with_a_recycled_pid_is_not_ours() {
         let tmp = tempfile::tempdir().unwrap();
-        assert!(Server::open(std::process::id(), tmp.path()).is_none());
-        assert!(Server::find(tmp.path()).is_none());
+        for duty in [Duty::Node(tmp.path().into()), Duty::Mount(tmp.path().into())] {
+            assert!(Server::open(std::process::id(), &duty).is_none());
+            assert!(Server::find(&duty).is_none());
+        }
     }
 
     #[test]

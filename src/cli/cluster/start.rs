@@ -1,7 +1,8 @@
 //! `keelfs cluster start`: check what can be checked, make what is missing, start what does not run, wait until it serves.
 
 use super::config::{ClusterConfig, ClusterDir, NodeConfig};
-use super::{ports, process, report, server};
+use super::process::{self, Duty};
+use super::{ports, report, server};
 use crate::cli::args::StartArgs;
 use crate::cli::block_on;
 use crate::cli::error::{CliError, CliResult, Tried};
@@ -94,15 +95,16 @@ fn existing(args: &StartArgs) -> CliResult<ClusterDir> {
     Ok(cluster)
 }
 
-/// Give an existing cluster other mounts. A node that runs with another mount than it shall have is in the way.
+/// Give an existing cluster other mounts. One that is there and shall not be any more is in the way.
 fn remount(cluster: &mut ClusterDir, args: &StartArgs) -> CliResult {
     let ids: Vec<_> = cluster.config.nodes.iter().map(|node| node.id).collect();
     let wanted = mounts_of(&ids, &args.mount)?;
     for node in &cluster.config.nodes {
-        if node.mount.as_ref() != wanted.get(&node.id) && server(cluster, node).is_some() {
+        let Some(path) = node.mount.as_ref().filter(|path| Some(*path) != wanted.get(&node.id)) else { continue };
+        if mounts::found(path)? == Found::Ours {
             return Err(CliError::failed(format!(
-                "node {} runs with other mounts: first `keelfs cluster stop --dir {}`",
-                node.id,
+                "{} is mounted: first `keelfs cluster stop --dir {}`",
+                path.display(),
                 cluster.dir.display()
             )));
         }
@@ -191,31 +193,38 @@ fn prepare_mount(path: &Path) -> CliResult {
     mounts::prepare(path)
 }
 
-/// A node that we have just started, as long as we watch it.
-struct Starting<'a> {
-    node: &'a NodeConfig,
+/// A process that we have just started, as long as we watch it.
+struct Starting {
+    name: String,
     child: Child,
+    log: PathBuf,
     /// Where this start's lines begin in its log.
     log_from: u64,
 }
 
-/// Start those of `nodes` that do not run, and wait until a leader is known to all of them and their mounts answer.
+/// Start those of `nodes` that do not run, wait until a leader is known to all of them, and see to their mounts.
 pub fn bring_up(cluster: &ClusterDir, nodes: &[&NodeConfig], timeout: Duration) -> CliResult {
     let dead: Vec<_> = nodes.iter().filter(|node| server(cluster, node).is_none()).collect();
     for node in &dead {
         ports::must_be_free(node.address, "another --base-port in a new cluster")?;
         node.cs733
             .map_or(Ok(()), |address| ports::must_be_free(address, "another --cs733-base-port in a new cluster"))?;
-        node.mount.as_deref().map_or(Ok(()), prepare_mount)?;
     }
-    let mut starting = Vec::new();
-    for node in dead {
-        starting.push(spawn(cluster, node)?);
-    }
-    wait_until_serving(cluster, nodes, &mut starting, Instant::now() + timeout)
+    let deadline = Instant::now() + timeout;
+    let mut starting = dead.iter().map(|node| start_node(cluster, node)).collect::<CliResult<Vec<_>>>()?;
+    wait_for(cluster, &mut starting, deadline, |reports| lacking_nodes(nodes, reports))?;
+    let mounts = nodes.iter().filter_map(|node| Some((*node, node.mount.as_deref()?)));
+    let missing: Vec<_> = mounts.filter(|(_, path)| !serves_mount(path)).collect();
+    let mut starting =
+        missing.iter().map(|(node, path)| start_mount(cluster, node, path)).collect::<CliResult<Vec<_>>>()?;
+    wait_for(cluster, &mut starting, deadline, |reports| lacking_mounts(nodes, reports))
 }
 
-fn spawn<'a>(cluster: &ClusterDir, node: &'a NodeConfig) -> CliResult<Starting<'a>> {
+fn serves_mount(path: &Path) -> bool {
+    process::Server::find(&Duty::Mount(path.to_owned())).is_some() && mounts::found(path) == Ok(Found::Ours)
+}
+
+fn start_node(cluster: &ClusterDir, node: &NodeConfig) -> CliResult<Starting> {
     let (data, log) = (cluster.data(node.id), cluster.log(node.id));
     let mut words: Vec<&OsStr> = ["serve", "--own-session", "--data"].map(OsStr::new).into();
     words.push(data.as_os_str());
@@ -223,91 +232,111 @@ fn spawn<'a>(cluster: &ClusterDir, node: &'a NodeConfig) -> CliResult<Starting<'
     if let Some(address) = &cs733 {
         words.extend([OsStr::new("--cs733-listen"), OsStr::new(address)]);
     }
-    if let Some(mount) = &node.mount {
-        words.extend([OsStr::new("--mount"), mount.as_os_str()]);
-        // Root's mount is for everybody on the machine; others may not ask for that (fuse.conf).
-        if rustix::process::geteuid().is_root() {
-            words.extend(["-o", "allow_other"].map(OsStr::new));
-        }
-    }
-    let log_from = fs::metadata(&log).map_or(0, |found| found.len());
-    let child = process::Detached { words, log: &log }.start()?;
+    let started = spawn(format!("node {}", node.id), words, log)?;
     let pid_file = cluster.pid_file(node.id);
-    fs::write(&pid_file, format!("{}\n", child.id())).tried(|| format!("cannot write {}", pid_file.display()))?;
-    Ok(Starting { node, child, log_from })
+    fs::write(&pid_file, format!("{}\n", started.child.id()))
+        .tried(|| format!("cannot write {}", pid_file.display()))?;
+    Ok(started)
 }
 
-fn wait_until_serving(
+/// The mount beside a node asks that node first.
+fn start_mount(cluster: &ClusterDir, node: &NodeConfig, path: &Path) -> CliResult<Starting> {
+    prepare_mount(path)?;
+    let others = cluster.config.nodes.iter().filter(|other| other.id != node.id);
+    let addresses: Vec<_> = [node].into_iter().chain(others).map(|node| node.address.to_string()).collect();
+    let addresses = addresses.join(",");
+    let mut words: Vec<&OsStr> = ["mount", "--own-session", &addresses].map(OsStr::new).into();
+    words.push(path.as_os_str());
+    // Root's mount is for everybody on the machine; others may not ask for that (fuse.conf).
+    if rustix::process::geteuid().is_root() {
+        words.extend(["-o", "allow_other"].map(OsStr::new));
+    }
+    spawn(format!("the mount at {}", path.display()), words, cluster.mount_log(node.id))
+}
+
+fn spawn(name: String, words: Vec<&OsStr>, log: PathBuf) -> CliResult<Starting> {
+    let log_from = fs::metadata(&log).map_or(0, |found| found.len());
+    let child = process::Detached { words, log: &log }.start()?;
+    Ok(Starting { name, child, log, log_from })
+}
+
+/// Wait until nothing is lacking, as long as what we started lives.
+fn wait_for(
     cluster: &ClusterDir,
-    nodes: &[&NodeConfig],
     starting: &mut [Starting],
     deadline: Instant,
+    lacking: impl Fn(&[NodeReport]) -> Vec<String>,
 ) -> CliResult {
     let mut progress = Progress::new();
     loop {
-        for started in starting.iter_mut() {
-            must_live(cluster, started)?;
-        }
-        let reports = report(cluster)?;
-        let lacking = lacking(nodes, &reports);
+        starting.iter_mut().try_for_each(must_live)?;
+        let lacking = lacking(&report(cluster)?);
         if lacking.is_empty() {
             return Ok(());
         }
         if Instant::now() >= deadline {
             drop(progress);
-            return Err(late(cluster, starting, &lacking));
+            return Err(late(starting, &lacking));
         }
-        progress.show(&format!("waiting: {}", lacking.values().cloned().collect::<Vec<_>>().join(", ")));
+        progress.show(&format!("waiting: {}", lacking.join(", ")));
         std::thread::sleep(LOOK_EVERY);
     }
 }
 
-/// What each node lacks to be called serving. Without a majority among those that shall run, no leader is waited for.
-fn lacking(nodes: &[&NodeConfig], reports: &[NodeReport]) -> BTreeMap<NodeId, String> {
+/// What the nodes lack to be called serving. Without a majority among those that shall run, no leader is waited for.
+fn lacking_nodes(nodes: &[&NodeConfig], reports: &[NodeReport]) -> Vec<String> {
     let led = leader(reports).is_some();
-    let running = reports.iter().filter(|report| report.pid.is_some()).count();
-    let majority = running > reports.len() / 2;
     let lacks = nodes.iter().filter_map(|node| {
         let report = reports.iter().find(|report| report.id == node.id)?;
-        let what = match &node.mount {
-            _ if !report.answers() => "does not answer",
-            _ if majority && (!led || report.leader.is_none()) => "knows no leader",
-            Some(path) if majority && !mounted(path) => "has not mounted",
+        let what = match (report.answers(), led && report.leader.is_some()) {
+            (false, _) => "does not answer",
+            (true, false) if have_majority(reports) => "knows no leader",
             _ => return None,
         };
-        Some((node.id, format!("node {} {what}", node.id)))
+        Some(format!("node {} {what}", node.id))
     });
     lacks.collect()
+}
+
+/// Without a majority a mount cannot answer, and is not waited for.
+fn lacking_mounts(nodes: &[&NodeConfig], reports: &[NodeReport]) -> Vec<String> {
+    let mounts = nodes.iter().filter_map(|node| node.mount.as_deref());
+    let missing = mounts.filter(|path| have_majority(reports) && !mounted(path));
+    missing.map(|path| format!("{} does not answer", path.display())).collect()
+}
+
+fn have_majority(reports: &[NodeReport]) -> bool {
+    reports.iter().filter(|report| report.pid.is_some()).count() > reports.len() / 2
 }
 
 fn mounted(path: &Path) -> bool {
     matches!(mounts::found(path), Ok(Found::Ours)) && mounts::life(path) == Life::Answers
 }
 
-fn must_live(cluster: &ClusterDir, started: &mut Starting) -> CliResult {
-    let id = started.node.id;
-    match started.child.try_wait().tried(|| format!("cannot watch node {id}"))? {
+fn must_live(started: &mut Starting) -> CliResult {
+    let Starting { name, child, log, log_from } = started;
+    match child.try_wait().tried(|| format!("cannot watch {name}"))? {
         None => Ok(()),
         Some(status) => {
             let how = status.code().map_or("was killed".into(), |code| format!("ended with exit code {code}"));
-            let lines = process::last_lines(&cluster.log(id), started.log_from, LOG_LINES);
-            Err(CliError::failed(format!("node {id} {how}; the end of {}:{lines}", cluster.log(id).display())))
+            let lines = process::last_lines(log, *log_from, LOG_LINES);
+            Err(CliError::failed(format!("{name} {how}; the end of {}:{lines}", log.display())))
         }
     }
 }
 
-fn late(cluster: &ClusterDir, starting: &[Starting], lacking: &BTreeMap<NodeId, String>) -> CliError {
-    let quoted: String = lacking
+fn late(starting: &[Starting], lacking: &[String]) -> CliError {
+    let quoted: String = starting
         .iter()
-        .map(|(id, what)| {
-            let from = starting.iter().find(|s| s.node.id == *id).map_or(0, |s| s.log_from);
-            let log = cluster.log(*id);
-            format!("\n  {what}; the end of {}:{}", log.display(), process::last_lines(&log, from, LOG_LINES))
+        .map(|started| {
+            let lines = process::last_lines(&started.log, started.log_from, LOG_LINES);
+            format!("\n  {}; the end of {}:{lines}", started.name, started.log.display())
         })
         .collect();
+    let what = lacking.join(", ");
     CliError::new(
         Exit::NoMajority,
-        format!("the cluster did not come up in time (--timeout); its processes run on{quoted}"),
+        format!("the cluster did not come up in time (--timeout): {what}; its processes run on{quoted}"),
     )
 }
 

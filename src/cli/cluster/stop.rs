@@ -1,25 +1,29 @@
-//! `keelfs cluster stop` and `destroy`: unmount, end the processes, take back what is left of the mounts.
+//! `keelfs cluster stop` and `destroy`: unmount, then end the nodes.
 
 use super::config::{ClusterDir, NodeConfig};
-use super::{process, server};
+use super::process::{self, Duty, Server};
+use super::server;
 use crate::cli::args::{DestroyArgs, DirArgs};
 use crate::cli::error::{CliError, CliResult, Tried};
-use crate::cli::mounts::{self, Found, Life, Unmount};
+use crate::cli::mounts::{self, Found, Unmount};
 use crate::cli::output::{Output, warn};
 use serde_json::json;
 use std::fs;
 use std::io::{IsTerminal, Write, stderr, stdin};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a node may take to end by itself.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a mount's process may take to end after its mount.
+const MOUNT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// `keelfs cluster stop`
 pub fn stop(args: DirArgs, output: Output) -> CliResult {
     let cluster = ClusterDir::load(&args.dir)?;
     let _lock = ClusterDir::lock(&cluster.dir)?;
     let all: Vec<_> = cluster.config.nodes.iter().collect();
+    end_mounts(&cluster)?;
     let ended = end_nodes(&cluster, &all, output)?;
     let (dir, what) = (cluster.dir.display(), json!({ "stopped": ended, "dir": cluster.dir }));
     output.show(&what, || match ended {
@@ -28,26 +32,32 @@ pub fn stop(args: DirArgs, output: Output) -> CliResult {
     })
 }
 
-/// Unmount these nodes, end their processes, and clean up dead mounts. How many were running.
+/// End the processes of these nodes. How many were running.
 pub fn end_nodes(cluster: &ClusterDir, nodes: &[&NodeConfig], output: Output) -> CliResult<usize> {
-    let mut servers = Vec::new();
-    for node in nodes {
-        let Some(server) = server(cluster, node) else { continue };
-        // Before its server ends, so that programs see a clean end instead of a dead mount.
-        node.mount.as_deref().map_or(Ok(()), unmount)?;
-        servers.push(server);
-    }
+    let servers: Vec<_> = nodes.iter().filter_map(|node| server(cluster, node)).collect();
     for pid in process::end(&servers, PATIENCE)? {
         output.say(&format!("process {pid} did not end within {} s and was killed", PATIENCE.as_secs()))?;
     }
-    for node in nodes {
-        node.mount.as_deref().map_or(Ok(()), take_back)?;
-        forget_pid(cluster, node)?;
-    }
+    nodes.iter().try_for_each(|node| forget_pid(cluster, node))?;
     Ok(servers.len())
 }
 
-/// A mount that programs use goes out of sight at once, and is gone when they are.
+/// Unmount everywhere, before the nodes end, so that programs see a clean end instead of a dead mount.
+fn end_mounts(cluster: &ClusterDir) -> CliResult {
+    let paths: Vec<_> = cluster.config.nodes.iter().filter_map(|node| node.mount.as_deref()).collect();
+    paths.iter().try_for_each(|path| unmount(path))?;
+    // Each process ends its session when its mount has ended; one that programs still use is ended with them.
+    let deadline = Instant::now() + MOUNT_PATIENCE;
+    for path in paths {
+        let Some(server) = Server::find(&Duty::Mount(path.to_owned())) else { continue };
+        if !server.wait_gone(deadline) {
+            process::end(&[server], MOUNT_PATIENCE)?;
+        }
+    }
+    Ok(())
+}
+
+/// A mount that programs use, or whose process is gone, is taken out of sight at once.
 fn unmount(path: &Path) -> CliResult {
     if mounts::found(path)? != Found::Ours {
         return Ok(());
@@ -56,20 +66,9 @@ fn unmount(path: &Path) -> CliResult {
         Ok(()) => Ok(()),
         Err(_) => {
             mounts::release(path, Unmount::Lazy)?;
-            warn(&format!(
-                "{} is in use: it was detached, and ends with the last program that uses it",
-                path.display()
-            ));
+            warn(&format!("{} was in use and has been detached: programs with files in it see errors", path.display()));
             Ok(())
         }
-    }
-}
-
-/// A mount of ours that is still there although its server has ended. One that answers belongs to somebody else.
-fn take_back(path: &Path) -> CliResult {
-    match mounts::found(path)? {
-        Found::Ours if mounts::life(path) == Life::Dead => mounts::release(path, Unmount::Lazy),
-        _ => Ok(()),
     }
 }
 
@@ -94,6 +93,7 @@ pub fn destroy(args: DestroyArgs, output: Output) -> CliResult {
     }
     let _lock = ClusterDir::lock(&cluster.dir)?;
     let all: Vec<_> = cluster.config.nodes.iter().collect();
+    end_mounts(&cluster)?;
     end_nodes(&cluster, &all, output)?;
     remove_cluster(&cluster)?;
     let dir = cluster.dir.display();
@@ -133,6 +133,7 @@ fn remove_cluster(cluster: &ClusterDir) -> CliResult {
             fs::remove_dir_all(&data).tried(|| format!("cannot delete {}", data.display()))?;
         }
         remove_if_there(&cluster.log(node.id))?;
+        remove_if_there(&cluster.mount_log(node.id))?;
         remove_if_there(&cluster.pid_file(node.id))?;
     }
     remove_if_there(&cluster.config_file())?;
