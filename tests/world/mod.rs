@@ -1,6 +1,8 @@
 //! A world of one replica: stamps requests as a leader would, keeps the bodies as the log would, and throws a body away as
 //! soon as the state no longer refers to it, so that a reference that was lost shows as missing bytes.
 
+#![allow(dead_code, reason = "each test uses its part")]
+
 use bytes::Bytes;
 use keelfs::fs::*;
 use std::collections::BTreeMap;
