@@ -1,6 +1,10 @@
 //! A file system as one would write it on a slate: bytes in vectors, names in lists, everything searched from the start.
 
-use crate::world::{SECOND_NS, WALL_START, World};
+mod compare;
+mod contents;
+pub mod pick;
+
+use crate::world::{SECOND_NS, WALL_START};
 use bytes::Bytes;
 use keelfs::fs::*;
 use keelfs::limits::SESSION_TTL_NS;
@@ -48,20 +52,6 @@ pub struct Naive {
     // of the request that is being applied
     session: SessionId,
     who: Credentials,
-}
-
-/// Numbers in random commands that stand for what exists when the command is submitted: the n-th of its sort.
-pub mod pick {
-    use keelfs::fs::{Ino, LogIndex};
-    pub const STEP: u64 = 1 << 40;
-    pub const DIRECTORY: u64 = STEP;
-    pub const FILE: u64 = 2 * STEP;
-    pub const ANY: u64 = 3 * STEP;
-    /// As a parent: the place of the n-th of all names.
-    pub const ENTRY: u64 = 4 * STEP;
-    /// The inode, or the version, that is at the name or inode that the command is about.
-    pub const TRUE_INO: Ino = Ino(u64::MAX);
-    pub const TRUE_VERSION: LogIndex = LogIndex(u64::MAX);
 }
 
 type Answered<T = ()> = Result<T, Refusal>;
@@ -516,128 +506,6 @@ impl Naive {
         entries.iter_mut().filter(|(n, _)| *n == place.name).for_each(|(_, i)| *i = ino);
     }
 
-    // --- contents
-
-    fn write(&mut self, ino: Ino, offset: u64, body: &Bytes) -> Outcome {
-        let (offset, bytes) = (offset as usize, &mut self.node(ino)?.bytes);
-        if !body.is_empty() {
-            bytes.resize(bytes.len().max(offset + body.len()), None);
-            bytes[offset..offset + body.len()].iter_mut().zip(body).for_each(|(old, new)| *old = Some(*new));
-            self.renew(ino);
-        }
-        self.shown(ino)
-    }
-
-    fn rewrite(&mut self, ino: Ino, body: &Bytes) -> Outcome {
-        self.node(ino)?.bytes = body.iter().map(|byte| Some(*byte)).collect();
-        self.renew(ino);
-        self.shown(ino)
-    }
-
-    fn put(
-        &mut self,
-        (parent, name): (Ino, Name),
-        expected: Expected,
-        expiry: ExpiryChange,
-        mode: u32,
-        body: &Bytes,
-    ) -> Outcome {
-        self.room(parent)?;
-        let ino = match (self.lookup(parent, &name), expected) {
-            (Some(ino), _) => {
-                self.file(ino)?;
-                if let Expected::Version(version) = expected {
-                    self.expect_version(ino, version)?;
-                }
-                self.set_deadline(ino, expiry);
-                ino
-            }
-            (None, Expected::Version(version)) if version.0 > 0 => return Err(Refusal::NoSuchName),
-            (None, _) => {
-                let ino = self.create(parent, name, FileKind::File, mode);
-                // no wish leaves what the directory gave
-                let wish = if expiry == ExpiryChange::Clear { ExpiryChange::Keep } else { expiry };
-                self.set_deadline(ino, wish);
-                ino
-            }
-        };
-        self.rewrite(ino, body)
-    }
-
-    fn allocate(&mut self, ino: Ino, mode: AllocateMode, offset: usize, length: usize) -> Outcome {
-        let bytes = &mut self.file(ino)?.bytes;
-        let (size, end) = (bytes.len(), offset + length);
-        if length == 0 {
-            return Err(Refusal::Invalid);
-        }
-        match mode {
-            AllocateMode::Extend if end > size => bytes.resize(end, None),
-            AllocateMode::Extend | AllocateMode::KeepSize => return self.shown(ino),
-            AllocateMode::PunchHole | AllocateMode::ZeroRange { .. } => {
-                if mode == (AllocateMode::ZeroRange { keep_size: false }) {
-                    bytes.resize(size.max(end), None);
-                }
-                let size = bytes.len();
-                bytes[offset.min(size)..end.min(size)].fill(None);
-            }
-            AllocateMode::Collapse if end >= size => return Err(Refusal::Invalid),
-            AllocateMode::Collapse => drop(bytes.drain(offset..end)),
-            AllocateMode::Insert if offset >= size => return Err(Refusal::Invalid),
-            AllocateMode::Insert => drop(bytes.splice(offset..offset, vec![None; length])),
-        }
-        self.renew(ino);
-        self.shown(ino)
-    }
-
-    fn copy(&mut self, (from, at): (Ino, usize), (to, place): (Ino, usize), length: usize) -> Outcome {
-        let source = self.file(from)?.bytes.clone();
-        self.file(to)?;
-        let piece = &source[at.min(source.len())..(at + length).min(source.len()).max(at.min(source.len()))];
-        if piece.is_empty() {
-            return Ok(Reply::Copied(0));
-        }
-        if from == to && at.abs_diff(place) < piece.len() {
-            return Err(Refusal::Invalid);
-        }
-        let bytes = &mut self.file(to)?.bytes;
-        bytes.resize(bytes.len().max(place + piece.len()), None);
-        bytes[place..place + piece.len()].copy_from_slice(piece);
-        self.renew(to);
-        Ok(Reply::Copied(piece.len() as u64))
-    }
-
-    fn set_attributes(&mut self, ino: Ino, changes: &AttributeChanges) -> Outcome {
-        self.node(ino)?;
-        if let Some(size) = changes.size {
-            let file = self.file(ino)?;
-            let same = file.bytes.len() as u64 == size;
-            let version = file.version;
-            file.bytes.resize(size as usize, None);
-            self.renew(ino);
-            if same {
-                self.node(ino)?.version = version;
-            }
-        }
-        if *changes != AttributeChanges::default() {
-            self.touch(ino);
-        }
-        let wall = self.wall;
-        let time = |change: Option<TimeChange>, old: Timestamp| match change {
-            None => old,
-            Some(TimeChange::Now) => wall,
-            Some(TimeChange::To(time)) => time,
-        };
-        let node = self.node(ino)?;
-        if (changes.uid.is_some() || changes.gid.is_some()) && node.kind != FileKind::Directory {
-            drop_privileges(node);
-        }
-        node.mode = changes.mode.map_or(node.mode, |mode| mode & 0o7777);
-        node.uid = changes.uid.unwrap_or(node.uid);
-        node.gid = changes.gid.unwrap_or(node.gid);
-        (node.atime, node.mtime) = (time(changes.atime, node.atime), time(changes.mtime, node.mtime));
-        self.shown(ino)
-    }
-
     // --- endings
 
     fn due_at(&self, ino: Ino) -> Option<u64> {
@@ -708,154 +576,6 @@ impl Naive {
             btime: node.btime,
             version: node.version,
             change: node.change,
-        }
-    }
-
-    /// Put what is really there in the place of what `pick` marks.
-    pub fn resolve(&self, command: &mut Command) {
-        let version_of = |ino: Option<Ino>| ino.and_then(|i| self.nodes.get(&i)).map_or(LogIndex(1), |n| n.version);
-        let set_version = |mark: &mut LogIndex, ino: Option<Ino>| {
-            if *mark == pick::TRUE_VERSION {
-                *mark = version_of(ino);
-            }
-        };
-        let set_ino = |mark: &mut Option<Ino>, ino: Option<Ino>| match mark {
-            Some(pick::TRUE_INO) => *mark = ino,
-            Some(mark) => self.resolve_ino(mark),
-            None => {}
-        };
-        match command {
-            Command::Make { parent, .. } => self.resolve_ino(parent),
-            Command::Link { ino, parent, .. } => [ino, parent].into_iter().for_each(|ino| self.resolve_ino(ino)),
-            Command::Unlink { parent, name, expected } | Command::RemoveDirectory { parent, name, expected } => {
-                self.resolve_place(parent, name);
-                set_ino(expected, self.lookup(*parent, name));
-            }
-            Command::Rename { from, to, moved, replaced, .. } => {
-                self.resolve_place(&mut from.parent, &mut from.name);
-                self.resolve_place(&mut to.parent, &mut to.name);
-                set_ino(moved, self.lookup(from.parent, &from.name));
-                if let Some(replaced) = replaced {
-                    set_ino(replaced, self.lookup(to.parent, &to.name));
-                }
-            }
-            Command::Put { parent, name, expected, .. } => {
-                self.resolve_place(parent, name);
-                if let Expected::Version(version) = expected {
-                    set_version(version, self.lookup(*parent, name));
-                }
-            }
-            Command::Replace { ino, expected, .. } => {
-                self.resolve_ino(ino);
-                set_version(expected, Some(*ino));
-            }
-            // the version of a file that a rename may hit
-            Command::SetReplaceIf { ino, version } => {
-                let mut target = Ino(ino.0.wrapping_add(1));
-                [ino, &mut target].into_iter().for_each(|ino| self.resolve_ino(ino));
-                version.iter_mut().for_each(|version| set_version(version, Some(target)));
-            }
-            Command::CopyRange { from, to, .. } => [from, to].into_iter().for_each(|ino| self.resolve_ino(ino)),
-            Command::KeepAlive { closed } => closed.iter_mut().for_each(|ino| self.resolve_ino(ino)),
-            Command::Write { ino, .. }
-            | Command::Append { ino, .. }
-            | Command::Allocate { ino, .. }
-            | Command::SetAttributes { ino, .. }
-            | Command::SetXattr { ino, .. }
-            | Command::RemoveXattr { ino, .. }
-            | Command::SetExpiry { ino, .. }
-            | Command::SetDefaultTtl { ino, .. }
-            | Command::SetEphemeral { ino, .. } => self.resolve_ino(ino),
-            _ => {}
-        }
-    }
-
-    fn resolve_ino(&self, ino: &mut Ino) {
-        let of_kind = |wanted: Option<FileKind>| {
-            let all = self.nodes.iter().filter(move |(_, node)| wanted.is_none_or(|kind| node.kind == kind));
-            all.map(|(ino, _)| *ino).collect::<Vec<_>>()
-        };
-        let all = match ino.0 / pick::STEP {
-            1 => of_kind(Some(FileKind::Directory)),
-            2 => of_kind(Some(FileKind::File)),
-            3 => of_kind(None),
-            _ => return,
-        };
-        *ino = all.get(ino.0 as usize % pick::STEP as usize % all.len().max(1)).copied().unwrap_or(Ino(99));
-    }
-
-    /// The inode at a place, after resolving what `pick` marks.
-    pub fn look(&self, place: &mut Place) -> Option<Ino> {
-        self.resolve_place(&mut place.parent, &mut place.name);
-        self.lookup(place.parent, &place.name)
-    }
-
-    fn resolve_place(&self, parent: &mut Ino, name: &mut Name) {
-        if parent.0 / pick::STEP != 4 {
-            return self.resolve_ino(parent);
-        }
-        let all = self.nodes.iter().flat_map(|(ino, node)| node.entries.iter().map(|(name, _)| (*ino, name.clone())));
-        let all: Vec<_> = all.collect();
-        match all.get(parent.0 as usize % pick::STEP as usize % all.len().max(1)) {
-            Some(place) => (*parent, *name) = place.clone(),
-            None => *parent = Ino::ROOT,
-        }
-    }
-
-    /// Everything that can be asked of the core must be what the model holds.
-    pub fn compare(&self, world: &World) {
-        match world.ask(Query::Usage) {
-            Ok(Answer::Usage(usage)) => assert_eq!(usage.inodes, self.nodes.len() as u64, "inodes"),
-            other => panic!("usage: {other:?}"),
-        }
-        for (ino, node) in &self.nodes {
-            let mut found = world.attributes(*ino).expect("an inode");
-            if node.kind == FileKind::Directory {
-                found.size = 0;
-                let listed =
-                    world.list(*ino).unwrap().into_iter().map(|e| (e.name, e.attributes.ino)).collect::<Vec<_>>();
-                assert_eq!(listed, node.entries, "entries of {ino:?}");
-            }
-            assert_eq!(found, self.attributes(*ino), "attributes");
-            if node.kind == FileKind::File {
-                self.compare_content(world, *ino, node);
-            }
-            self.compare_xattrs(world, *ino, node);
-        }
-    }
-
-    fn compare_content(&self, world: &World, ino: Ino, node: &Node) {
-        let expected: Vec<u8> = node.bytes.iter().map(|byte| byte.unwrap_or(0)).collect();
-        assert_eq!(world.bytes(ino, 0, u64::MAX).unwrap(), expected, "content of {ino:?}");
-        let (from, to) = (expected.len() / 3, expected.len() * 2 / 3);
-        assert_eq!(world.bytes(ino, from as u64, (to - from) as u64).unwrap(), expected[from..to], "part of {ino:?}");
-        for at in [0, from, to, expected.len()] {
-            let next = |hole: bool| (at..node.bytes.len()).find(|i| node.bytes[*i].is_none() == hole).map(|i| i as u64);
-            let end_of_data = (at < node.bytes.len()).then(|| next(true).unwrap_or(node.bytes.len() as u64));
-            for (hole, expected) in [(false, next(false)), (true, end_of_data)] {
-                let found = world.ask(Query::Seek { ino, offset: at as u64, hole });
-                assert_eq!(found, Ok(Answer::Offset(expected)), "seek in {ino:?} from {at}, hole: {hole}");
-            }
-        }
-    }
-
-    fn compare_xattrs(&self, world: &World, ino: Ino, node: &Node) {
-        let names: Vec<u8> = node.xattrs.keys().flat_map(|name| name.iter().copied().chain([0])).collect();
-        assert_eq!(world.ask(Query::ListXattrs { ino }), Ok(Answer::Bytes(names.into())), "attributes of {ino:?}");
-        let stored = node.xattrs.iter().map(|(name, value)| (name.clone(), Some(value.clone())));
-        let computed = [
-            ("version", Some(node.version.0.to_string())),
-            ("change", Some(node.change.0.to_string())),
-            ("ttl", node.deadline.map(|d| d.saturating_sub(self.now).div_ceil(SECOND_NS).to_string())),
-            ("default-ttl", node.default_ttl.map(|ttl| (ttl / SECOND_NS).to_string())),
-            ("replace-if", node.replace_if.map(|v| v.0.to_string())),
-            ("ephemeral", node.ephemeral.map(|_| "session".to_owned())),
-        ];
-        let computed =
-            computed.map(|(name, value)| (Bytes::from(format!("user.keelfs.{name}")), value.map(Bytes::from)));
-        for (name, value) in stored.chain(computed) {
-            let expected = value.map(Answer::Bytes).ok_or(Refusal::NoSuchXattr);
-            assert_eq!(world.ask(Query::Xattr { ino, name: name.clone() }), expected, "{name:?} of {ino:?}");
         }
     }
 }

@@ -1,8 +1,12 @@
 //! A world of one replica: stamps requests as a leader would, keeps the bodies as the log would, and throws a body away as
 //! soon as the state no longer refers to it, so that a reference that was lost shows as missing bytes.
 
+#![allow(dead_code, reason = "each test uses its part")]
+
 use bytes::Bytes;
+use keelfs::codec;
 use keelfs::fs::*;
+use proptest::prelude::ProptestConfig;
 use std::collections::BTreeMap;
 
 /// Wall time at index 0 of a world: a round number in 2027, in seconds since 1970.
@@ -156,4 +160,15 @@ pub fn import(state: &State) -> State {
         importer.add(item).expect("an exported item is refused");
     }
     importer.finish().expect("an export cannot be imported")
+}
+
+/// What an export is on disk, piece by piece.
+pub fn exported(state: &State) -> Vec<Vec<u8>> {
+    state.export().map(|item| codec::encode("item", &item).unwrap()).collect()
+}
+
+/// How many random cases a test tries: `KEELFS_CASES`, or its default.
+pub fn cases(default: u32) -> ProptestConfig {
+    let wanted = std::env::var("KEELFS_CASES").ok().and_then(|text| text.parse().ok());
+    ProptestConfig { cases: wanted.unwrap_or(default), failure_persistence: None, ..ProptestConfig::default() }
 }

@@ -8,7 +8,7 @@ use super::*;
 const COMMANDS: &str = include_str!("commands.hex");
 const ITEMS: &str = include_str!("items.hex");
 const OUTCOMES: &str = include_str!("outcomes.hex");
-const STATE_HASH: &str = "c5cffdca687705e4e36481da32ccaf3f";
+const STATE_HASH: &str = "2ca208e36f486b7f1c2fc14c8e43ec36";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
