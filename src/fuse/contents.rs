@@ -13,7 +13,7 @@ use bytes::Bytes;
 use fuser::Errno;
 
 /// Most bytes that one copy reply can report, in whole pages.
-const COPY_BYTES_MAX: u64 = (u32::MAX & !4095) as u64;
+const COPY_BYTES_MAX: u64 = !4095u32 as u64;
 
 /// Where a write goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
