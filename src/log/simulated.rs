@@ -530,7 +530,7 @@ impl DiskFile for SimulatedFile {
         self.world.lock().change(Change::Hole { inode: self.inode, offset, bytes })
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.world.lock().inodes.get(&self.inode).ok_or(io::ErrorKind::NotFound)?.now.len() as u64)
     }
 

@@ -204,7 +204,7 @@ impl SnapshotReader {
             move |source| StorageError::Io { operation, file, source }
         };
         let file = disk.open(name).map_err(io("open"))?;
-        let length = file.len().map_err(io("stat"))?;
+        let length = file.length().map_err(io("stat"))?;
         let mut source = Source { file, path: path.clone(), length, offset: 0, buffer: Bytes::new(), crc: 0 };
         let header = source.take(HEADER_BYTES)?;
         let last = decode_header(&header).map_err(|fault| fault.into_error(path))?;

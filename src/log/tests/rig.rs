@@ -85,7 +85,8 @@ pub struct Rig {
     term: u64,
     /// Declared dead once: may be there or not.
     dead: BTreeSet<u64>,
-    committed: u64,
+    /// Behind the last entry that was ever said to be committed, as far as the open log can know.
+    committed_next: u64,
     snapshot: Option<(EntryId, usize)>,
     snapshots_tried: Vec<(EntryId, usize)>,
     pub opened: u64,
@@ -102,7 +103,7 @@ impl Rig {
             acknowledged: Arc::default(),
             term: 1,
             dead: BTreeSet::new(),
-            committed: 0,
+            committed_next: 0,
             snapshot: None,
             snapshots_tried: Vec::new(),
             opened: 0,
@@ -191,7 +192,7 @@ impl Rig {
             Op::Import(index, size) => self.import(*index, *size),
             Op::Commit => {
                 let last = self.log().state().last.filter(|last| self.state().is_true_upto(last.index));
-                self.committed = self.committed.max(last.map_or(0, |last| last.index));
+                self.committed_next = self.committed_next.max(last.map_or(0, |last| last.index + 1));
                 if last.is_some() {
                     self.log().save_committed(last);
                 }
@@ -207,7 +208,7 @@ impl Rig {
         let from = self.state().next();
         let entries: Vec<Entry> = sizes.iter().zip(from..).map(|(s, i)| entry(self.term, i, s.0, s.1)).collect();
         let imports = &self.state().imports;
-        let truth = |entry: Entry| match imports.get(&entry.id.index).filter(|_| entry.id.term % 2 == 0) {
+        let truth = |entry: Entry| match imports.get(&entry.id.index).filter(|_| entry.id.term.is_multiple_of(2)) {
             Some(import) => Entry { body: Body::Bytes(import.clone()), ..entry },
             None => entry,
         };
@@ -223,7 +224,7 @@ impl Rig {
 
     fn truncate(&mut self, back: u64) {
         let state = self.state();
-        let floor = self.log().committed().map_or(0, |committed| committed.index + 1).max(state.first());
+        let floor = self.committed_next.max(state.first());
         let next = state.next().saturating_sub(back).max(floor.min(state.next()));
         let keep = next.checked_sub(1).and_then(|index| state.id(index));
         self.term += 1;
@@ -256,7 +257,7 @@ impl Rig {
         // The leader's body of an entry that is here too is the same, unless ours was never committed.
         let committed = self.log().committed().is_some_and(|committed| committed.index >= index);
         let bytes = match self.state().body(index) {
-            Some(same) if committed || index < self.state().first() || size % 2 == 0 => same.clone(),
+            Some(same) if committed || index < self.state().first() || size.is_multiple_of(2) => same.clone(),
             _ => body(&entry(99, index, 0, size.max(1))).clone(),
         };
         self.change(|state| drop(state.imports.insert(index, bytes.clone())));
@@ -277,7 +278,7 @@ impl Rig {
 
     fn reclaim(&mut self, modulus: u64) {
         let purged_next = self.state().first();
-        let dead = |index: &u64| index % modulus != 0;
+        let dead = |index: &u64| !index.is_multiple_of(modulus);
         self.dead.extend((0..purged_next).filter(dead));
         let dead = self.dead.clone();
         let _ = self.log().reclaim(&|index| !dead.contains(&index));
@@ -312,7 +313,9 @@ impl Rig {
         self.dead.extend(unsure.copied().collect::<Vec<_>>());
         self.states.truncate(at + 1);
         self.acknowledged = Arc::new(AtomicUsize::new(at));
-        assert!(self.log().committed().map_or(0, |committed| committed.index) <= self.committed.max(held.first()));
+        let committed_next = self.log().committed().map_or(0, |committed| committed.index + 1);
+        assert!(committed_next <= self.committed_next.max(held.first()));
+        self.committed_next = committed_next;
         self.verify_snapshot();
     }
 
