@@ -299,7 +299,7 @@ async fn a_leader_dies_and_a_laggard_is_brought_back_by_a_snapshot() {
     cluster.boot(first).await;
     cluster.agree().await;
     let back = cluster.replica(first);
-    assert!(back.status().snapshot > missed, "it was brought back by a snapshot: {:?}", back.status());
+    until("it was brought back by a snapshot", || back.status().snapshot > missed).await;
     assert_eq!(read(&back, early.ino).await, body(1, 200_000), "a body that it had all along");
     for (ino, body) in &kept {
         assert_eq!(read(&back, *ino).await, *body, "a body that it fetched");
