@@ -437,9 +437,11 @@ async fn watch_raft(
                 () = stop.cancelled() => return,
             },
         };
-        if let Some(why) = ended.filter(|_| !stop.is_cancelled()) {
-            // The log's own words come first if there are any: they name the file.
-            failure.send_if_modified(|before| before.is_none() && before.replace(why).is_none());
+        if let Some(why) = ended {
+            if !stop.is_cancelled() {
+                // The log's own words come first if there are any: they name the file.
+                failure.send_if_modified(|before| before.is_none() && before.replace(why).is_none());
+            }
             return;
         }
     }
