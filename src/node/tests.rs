@@ -15,9 +15,7 @@ const TIMING: Timing = Timing {
     election_max: Duration::from_millis(1000),
 };
 
-fn trace() { let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).with_test_writer().try_init(); }
 fn later() -> Instant {
-    trace();
     Instant::now() + Duration::from_secs(60)
 }
 
