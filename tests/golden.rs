@@ -162,6 +162,8 @@ struct Script {
     open: BTreeMap<String, Ino>,
     /// What the leader has decided to propose, and not yet proposed.
     decided: Vec<Command>,
+    /// A request that is still on its way, with its bytes.
+    delayed: Option<(Request, Bytes)>,
 }
 
 impl Script {
@@ -169,7 +171,7 @@ impl Script {
         let mut world = World::new();
         let first = world.open_session("a");
         let clients = BTreeMap::from([("a".to_owned(), first)]);
-        Script { world, clients, current: "a".to_owned(), open: BTreeMap::new(), decided: vec![] }
+        Script { world, clients, current: "a".to_owned(), open: BTreeMap::new(), decided: vec![], delayed: None }
     }
 
     /// One command and its answer.
@@ -256,6 +258,7 @@ impl Script {
             ["getfattr", path, name] => {
                 self.ask(|s| Ok(Query::Xattr { ino: s.find(path)?, name: Bytes::copy_from_slice(name.as_bytes()) }))
             }
+            ["info", path] => self.lines(path, "user.keelfs.info"),
             ["listfattr", path] => self.ask(|s| Ok(Query::ListXattrs { ino: s.find(path)? })),
 
             // locks
@@ -277,6 +280,7 @@ impl Script {
                 let owner = LockOwner::Flock(number(owner));
                 self.on(path, |ino| Command::ReleaseOwner { ino, owner })
             }
+            ["locks", path] => self.lines(path, "user.keelfs.locks"),
             ["test-lock", path, owner, mode, range] => self.ask(|s| {
                 let (owner, range, mode) = (LockOwner::Posix(number(owner)), self::range(range), lock_mode(mode));
                 Ok(Query::TestLock { ino: s.find(path)?, session: s.client().id, owner, range, mode })
@@ -311,6 +315,14 @@ impl Script {
             ["retry"] => {
                 let client = self.client().clone();
                 self.world.retry(&client).map_or("nothing to retry".to_owned(), |outcome| answered(&outcome))
+            }
+            ["a-copy-is-delayed"] => {
+                self.delayed = self.client().last.clone();
+                "ok".to_owned()
+            }
+            ["the-copy-arrives"] => {
+                let (request, body) = self.delayed.clone().expect("a delayed copy");
+                answered(&self.world.apply(request, body))
             }
             ["acknowledge"] => {
                 let client = self.client_mut();
@@ -492,6 +504,16 @@ impl Script {
             Ok(Answer::LockStanding(standing)) => format!("{standing:?}").to_lowercase(),
             Ok(Answer::Usage(usage)) => format!("{} inodes, {} bytes", usage.inodes, usage.bytes),
             Ok(other) => format!("{other:?}"),
+            Err(refusal) => refused(&refusal),
+        }
+    }
+
+    /// An attribute whose value is text of several lines.
+    fn lines(&self, path: &str, name: &'static str) -> String {
+        match self.find(path).and_then(|ino| self.world.ask(Query::Xattr { ino, name: Bytes::from(name) })) {
+            Ok(Answer::Bytes(bytes)) if bytes.is_empty() => "none".to_owned(),
+            Ok(Answer::Bytes(bytes)) => String::from_utf8(bytes.to_vec()).unwrap(),
+            Ok(other) => panic!("an attribute: {other:?}"),
             Err(refusal) => refused(&refusal),
         }
     }

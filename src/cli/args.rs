@@ -201,7 +201,7 @@ pub struct ServeArgs {
     /// Mount the tree here
     #[arg(long, value_name = "DIR")]
     pub mount: Option<PathBuf>,
-    /// Mount options, comma-separated
+    /// Mount options, comma-separated, as of `keelfs mount`
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
     /// Speak the cs733 text protocol here
@@ -219,7 +219,7 @@ pub struct MountArgs {
     pub nodes: NodeList,
     /// Where to mount
     pub dir: PathBuf,
-    /// Mount options, comma-separated: ro, allow_other, subdir=PATH, timeout=30s
+    /// Mount options, comma-separated: ro, allow_other, timeout=30s, consistency=strict|local, max_write=BYTES
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
     /// Return once the mount answers, and serve it from a process of its own
@@ -236,7 +236,7 @@ pub struct MountArgs {
 pub struct UmountArgs {
     /// The mount point
     pub dir: PathBuf,
-    /// Detach now and clean up when the last user has gone
+    /// Take it out of sight now, even if programs use it; it ends with the last of them
     #[arg(long)]
     pub lazy: bool,
 }

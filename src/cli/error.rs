@@ -77,7 +77,7 @@ impl<T, E: fmt::Display> Tried<T> for Result<T, E> {
 }
 
 /// An error as people read it: without the number that `std::io::Error` appends.
-fn plain(why: &impl fmt::Display) -> String {
+pub fn plain(why: &impl fmt::Display) -> String {
     let text = why.to_string();
     let text = text.split(" (os error").next().unwrap_or(&text);
     text.chars().take(1).flat_map(char::to_lowercase).chain(text.chars().skip(1)).collect()

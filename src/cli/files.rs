@@ -28,7 +28,7 @@ pub struct Files {
 
 impl Files {
     pub async fn connect(remote: &Remote) -> CliResult<Files> {
-        Ok(Files { volume: remote.volume(), timeout: remote.timeout })
+        Ok(Files { volume: remote.volume("command"), timeout: remote.timeout })
     }
 
     fn deadline(&self) -> Instant {
@@ -338,6 +338,21 @@ async fn show_or_set_ttl(files: &Files, args: &TtlArgs, output: Output) -> CliRe
     let left = files.xattr(ino, "user.keelfs.ttl").await.map_err(failed)?;
     let seconds = left.as_deref().and_then(|seconds| seconds.parse::<u64>().ok());
     output.show(&json!({ "path": path, "ttl_seconds": seconds }), || left.unwrap_or_else(|| "none".into()))
+}
+
+/// Give the root directory, which a new tree has for root, to the user who runs us: an ordinary user who started a cluster
+/// is to be able to use its mount.
+pub async fn own_the_root(remote: &Remote) -> CliResult {
+    let files = Files::connect(remote).await?;
+    let failed = |failure: Failure| CliError::call("take over", "/", &failure);
+    let root = files.resolve("/").await.map_err(failed)?;
+    if root.uid == 0 {
+        let Credentials { uid, gid } = own_credentials();
+        let changes = AttributeChanges { uid: Some(uid), gid: Some(gid), ..AttributeChanges::default() };
+        files.submit(Command::SetAttributes { ino: root.ino, changes }, Bytes::new()).await.map_err(failed)?;
+    }
+    files.close().await;
+    Ok(())
 }
 
 #[cfg(test)]

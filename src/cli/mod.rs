@@ -70,9 +70,10 @@ fn block_on<T>(future: impl Future<Output = CliResult<T>>) -> CliResult<T> {
     result
 }
 
-/// Log to standard error: what KEELFS_LOG asks for, or else `info` where we serve and `error` where we only ask.
+/// Log to standard error: what KEELFS_LOG asks for, or else `info` where we serve and `warn` where we only ask.
 fn trace(verb: &Verb) {
-    let default = if matches!(verb, Verb::Serve(_)) { "info" } else { "error" };
+    // openraft's info is for its developers.
+    let default = if matches!(verb, Verb::Serve(_)) { "info,openraft=warn" } else { "warn" };
     let filter = EnvFilter::try_from_env("KEELFS_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     log.init();

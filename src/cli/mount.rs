@@ -4,10 +4,10 @@ use crate::cli::args::{MountArgs, UmountArgs};
 use crate::cli::block_on;
 use crate::cli::cluster::process::{self, leave_session};
 use crate::cli::error::{CliError, CliResult, Tried};
-use crate::cli::mounts::{self, Found, Unmount};
+use crate::cli::mounts::{self, Found, Life, Unmount};
 use crate::cli::output::Output;
 use crate::cli::remote::Remote;
-use crate::fuse::{self, MountOptions};
+use crate::fuse::{self, Mount, MountOptions};
 use crate::node::exit::Exit;
 use serde_json::json;
 use std::ffi::{OsStr, OsString};
@@ -44,32 +44,26 @@ async fn serve_mount(args: &MountArgs, dir: &Path, options: MountOptions) -> Cli
     let remote = Remote::to(args.nodes.0.clone(), Uuid::nil(), PATIENCE)?;
     // A mount that nobody answers would only make programs wait: say so now.
     remote.members().await?;
-    let volume = remote.volume();
+    let volume = remote.volume(&format!("mount {}", dir.display()));
     let what = || format!("cannot mount at {}", dir.display());
     let (mounting, runtime, at) = (volume.clone(), tokio::runtime::Handle::current(), dir.to_owned());
     let mounted = tokio::task::spawn_blocking(move || fuse::mount(mounting, runtime, &at, options)).await;
-    let mounted = mounted.tried(what)?.map_err(|why| why.to_string()).tried(what)?;
-    until_told_or_unmounted(dir).await?;
+    let mounted = mounted.tried(what)?.tried(what)?;
+    let ended = until_told_or_unmounted(&mounted).await;
     let unmounted = tokio::task::spawn_blocking(move || mounted.unmount()).await;
     volume.close().await;
-    let unmounted =
-        unmounted.map_err(|why| why.to_string()).and_then(|result| result.map_err(|why| format!("{why:#}")));
-    unmounted.tried(|| format!("cannot unmount {}", dir.display()))
+    let what = || format!("cannot unmount {}", dir.display());
+    unmounted.tried(what)?.tried(what)?;
+    ended
 }
 
-async fn until_told_or_unmounted(dir: &Path) -> CliResult {
+async fn until_told_or_unmounted(mounted: &Mount) -> CliResult {
     let listen = |kind| signal(kind).tried(|| "cannot listen for signals".into());
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    let unmounted = async {
-        while mounts::found(dir)? == Found::Ours {
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-        Ok(())
-    };
     tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        result = unmounted => result,
+        end = mounted.ended() => end.tried(|| format!("the mount at {} ended", mounted.path().display())),
     }
 }
 
@@ -103,7 +97,7 @@ fn wait_until_mounted(child: &mut Child, dir: &Path, log: &PathBuf) -> CliResult
             let exit = if status.code() == Some(Exit::NoMajority as i32) { Exit::NoMajority } else { Exit::Failed };
             return Err(CliError::new(exit, format!("cannot mount at {}:{}", dir.display(), said())));
         }
-        if mounts::found(dir)? == Found::Ours && mounts::answers(dir, mounts::ANSWER_PATIENCE) {
+        if mounts::found(dir)? == Found::Ours && mounts::life(dir) == Life::Answers {
             return Ok(());
         }
         if Instant::now() >= deadline {
@@ -126,7 +120,7 @@ pub fn umount(args: UmountArgs, output: Output) -> CliResult {
 pub fn mount_options(words: &[String]) -> CliResult<MountOptions> {
     let mut options = MountOptions::default();
     for word in words.iter().filter(|word| !word.is_empty() && !NOT_OURS.contains(&word.as_str())) {
-        options.set(word).map_err(|why| CliError::new(Exit::Usage, why.to_string()))?;
+        options.set(word).map_err(|unknown| CliError::usage(unknown.to_string()))?;
     }
     Ok(options)
 }
@@ -168,5 +162,14 @@ mod tests {
             words("keelfs mount --background a:7700,b /srv -o rw,_netdev,allow_other")
         );
         assert_eq!(from_mount8(words("keelfs mount a /srv")), words("keelfs mount a /srv"));
+    }
+
+    #[test]
+    fn options_of_mount8_are_passed_over_and_unknown_ones_refused() {
+        let options = |line: &str| mount_options(&line.split(',').map(String::from).collect::<Vec<_>>());
+        assert!(options("rw,_netdev,nofail,allow_other").unwrap().allow_other);
+        let refused = options("rw,alow_other").unwrap_err();
+        assert_eq!(refused.exit, Exit::Usage);
+        assert!(refused.message.contains("alow_other"), "{refused}");
     }
 }

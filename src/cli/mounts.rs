@@ -3,6 +3,7 @@
 //! Only mounts of type `fuse.keelfs` are ever unmounted here; a foreign mount is never touched.
 
 use crate::cli::error::{CliError, CliResult, Tried};
+use rustix::fs::{Access, access};
 use rustix::mount::{UnmountFlags, unmount};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -11,9 +12,10 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
+const DEVICE: &str = "/dev/fuse";
 const OURS: &str = "fuse.keelfs";
-/// How long a mount may take to answer before it counts as dead.
-pub const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a mount may take to answer before it counts as silent.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// One line of mountinfo (proc(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,12 +90,29 @@ pub fn absolute(path: &Path) -> CliResult<PathBuf> {
     }
 }
 
-/// Does the mount answer `statfs`? Asked from a thread, since a dying server would hold the caller up.
-pub fn answers(path: &Path, patience: Duration) -> bool {
+/// How a mount is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    Answers,
+    /// The process that served it is gone (ENOTCONN).
+    Dead,
+    /// There may be a process, and it does not answer in time: stopped, or without a majority.
+    Silent,
+}
+
+/// Ask the mount for its root. From a thread, because it may take its time.
+pub fn life(path: &Path) -> Life {
     let (tell, told) = mpsc::channel();
     let path = path.to_owned();
-    std::thread::spawn(move || tell.send(rustix::fs::statfs(&path).is_ok()));
-    told.recv_timeout(patience).unwrap_or(false)
+    // Nobody may be listening any more when the answer comes.
+    std::thread::spawn(move || {
+        let _ = tell.send(rustix::fs::stat(&path).map(drop));
+    });
+    match told.recv_timeout(ANSWER_PATIENCE) {
+        Ok(Ok(())) => Life::Answers,
+        Ok(Err(rustix::io::Errno::NOTCONN)) => Life::Dead,
+        Ok(Err(_)) | Err(_) => Life::Silent,
+    }
 }
 
 /// See to it that something can be mounted here: a directory that is empty, after a dead mount of ours was cleaned off it.
@@ -106,7 +125,7 @@ pub fn prepare(path: &Path) -> CliResult {
                 path.display()
             )));
         }
-        Found::Ours if answers(path, ANSWER_PATIENCE) => {
+        Found::Ours if life(path) != Life::Dead => {
             return Err(CliError::failed(format!(
                 "{} is a keelfs mount of another process: `keelfs umount {}` first, or choose another directory",
                 path.display(),
@@ -131,15 +150,22 @@ fn must_be_empty(path: &Path) -> CliResult {
 }
 
 fn fuse_is_there() -> CliResult {
-    if !Path::new("/dev/fuse").exists() {
+    if !Path::new(DEVICE).exists() {
         return Err(CliError::failed(
             "cannot mount: /dev/fuse is not there. Load it with `modprobe fuse`; in a container, run that with \
              `--device /dev/fuse --cap-add SYS_ADMIN`",
         ));
     }
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    if access(DEVICE, Access::READ_OK | Access::WRITE_OK).is_err() {
+        return Err(CliError::failed(
+            "cannot mount as an ordinary user: /dev/fuse is not open to all here. As root: chmod 666 /dev/fuse",
+        ));
+    }
     let paths = std::env::var_os("PATH").unwrap_or_default();
-    let helper = std::env::split_paths(&paths).any(|dir| dir.join("fusermount3").exists());
-    match helper || rustix::process::geteuid().is_root() {
+    match std::env::split_paths(&paths).any(|dir| dir.join("fusermount3").exists()) {
         true => Ok(()),
         false => Err(CliError::failed(
             "cannot mount as an ordinary user: fusermount3 is not there. Install the package fuse3",

@@ -2,7 +2,7 @@
 
 use crate::cli::args::RemoteArgs;
 use crate::cli::cluster::config::ClusterDir;
-use crate::cli::error::{CliError, CliResult, Tried};
+use crate::cli::error::{CliError, CliResult, Tried, plain};
 use crate::cli::words::NodeList;
 use crate::fs::LogIndex;
 use crate::net::NodeId;
@@ -63,8 +63,10 @@ impl Remote {
         self.started + self.timeout
     }
 
-    pub fn volume(&self) -> Volume {
-        self.client.volume(&format!("keelfs command, pid {}", std::process::id()))
+    /// The tree, in a session that is named after this process and what it does.
+    pub fn volume(&self, purpose: &str) -> Volume {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        self.client.volume(&format!("{}, process {}, {purpose}", host.trim(), std::process::id()))
     }
 
     /// All nodes, as the first one that answers knows them.
@@ -80,7 +82,7 @@ impl Remote {
     }
 
     pub async fn status_of(&self, address: SocketAddr, deadline: Instant) -> Result<NodeStatus, String> {
-        self.client.status_of(address, deadline).await.map_err(|why| why.to_string())
+        self.client.status_of(address, deadline).await.map_err(|why| plain(&why))
     }
 
     /// The state's hash right after entry `index` at this very node, hexadecimal, once the node has applied it. `None`:
@@ -91,7 +93,7 @@ impl Remote {
         index: LogIndex,
         deadline: Instant,
     ) -> Result<Option<String>, String> {
-        let hash = self.only(address)?.hash_at(index, deadline).await.map_err(|why| why.to_string())?;
+        let hash = self.only(address)?.hash_at(index, deadline).await.map_err(|why| plain(&why))?;
         Ok(hash.map(|hash| format!("{hash:032x}")))
     }
 

@@ -51,6 +51,12 @@ impl Index {
         self.first + self.slots.len() as u64
     }
 
+    #[cfg(test)]
+    pub fn begin_at(&mut self, index: u64) {
+        assert!(self.slots.is_empty() && self.purged.is_none());
+        self.first = index;
+    }
+
     pub fn slot(&self, index: u64) -> Option<&Slot> {
         self.slots.get(usize::try_from(index.checked_sub(self.first)?).ok()?)
     }

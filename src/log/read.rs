@@ -26,8 +26,16 @@ enum BodyWhere {
 
 impl Shared {
     pub fn entries(&self, from: u64, to: u64, bytes_max: usize, bodies: bool) -> Result<Vec<Entry>, StorageError> {
-        let plan = self.plan(from, to, bytes_max, bodies)?;
-        plan.into_iter().map(|(id, place)| self.read_entry(id, place, bodies)).collect()
+        loop {
+            let plan = self.plan(from, to, bytes_max, bodies)?;
+            let planned_from = plan.first().map_or(from, |(id, _)| id.index);
+            let read: Result<_, _> = plan.into_iter().map(|(id, place)| self.read_entry(id, place, bodies)).collect();
+            // Purged while it was read, and its body given back: what is left of the range is still to be had.
+            let overtaken = read.is_err() && self.memory.lock().index.first() > planned_from;
+            if !overtaken {
+                return read;
+            }
+        }
     }
 
     fn plan(&self, from: u64, to: u64, bytes_max: usize, bodies: bool) -> Result<Vec<(EntryId, Where)>, StorageError> {
@@ -110,16 +118,13 @@ impl Shared {
     }
 
     pub fn has_body(&self, index: u64) -> bool {
-        let memory = self.memory.lock();
-        memory.index.body(index).is_some() || memory.index.slot(index).is_some_and(|slot| slot.place.body > 0)
+        self.body_length(index).is_some()
     }
 
     pub fn body_length(&self, index: u64) -> Option<u32> {
-        match self.locate_body(index).ok()? {
-            BodyWhere::Memory(bytes) => Some(bytes.len() as u32),
-            BodyWhere::Disk(_, body) => Some(body.place.body),
-            BodyWhere::Nowhere => None,
-        }
+        let memory = self.memory.lock();
+        let in_log = memory.index.slot(index).map(|slot| slot.place.body).filter(|length| *length > 0);
+        in_log.or_else(|| memory.index.body(index).map(|body| body.place.body))
     }
 
     pub fn read_body(&self, index: u64, offset: u32, length: u32) -> Result<Bytes, StorageError> {

@@ -126,7 +126,7 @@ impl Fetcher {
     }
 
     /// Fetch these, from whoever has them; what comes back are those that are dead.
-    async fn fetch(&self, mut wanted: Vec<u64>) -> io::Result<Vec<u64>> {
+    pub async fn fetch(&self, mut wanted: Vec<u64>) -> io::Result<Vec<u64>> {
         let mut dead = Vec::new();
         let mut why = "there is no other node".to_string();
         for (node, address) in &self.sources {

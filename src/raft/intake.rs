@@ -22,7 +22,7 @@ use super::publish::Published;
 use super::snapshot::{self, Received, SnapshotData};
 use super::store::{blocking, io_error};
 use super::types::*;
-use crate::fs::{Importer, State};
+use crate::fs::{Importer, LogIndex, State};
 use crate::log::Log;
 use crate::net::{Message, NodeId};
 use bytes::Bytes;
@@ -159,7 +159,7 @@ impl Target {
         let space = self.space.clone().lock_owned().await;
         let state = import(&begin, queue).await?;
         let meta = begin.meta.snapshot_meta().map_err(io_error)?;
-        let fetcher = Fetcher { log: self.log.clone(), peers: self.peers.clone(), sources: self.sources(from, &meta) };
+        let fetcher = self.fetcher(from, &meta.last_membership);
         let told = |bodies_fetched| drop(tell.send_replace(Progress::Working { bodies_fetched }));
         let last = self.log.state().last.map_or(0, |last| last.index);
         let doubtful = self.published.applied().0 + 1..last + 1;
@@ -170,14 +170,31 @@ impl Target {
         installed.map(|response| response.vote).map_err(io_error)
     }
 
-    /// The sender first, then the others.
-    fn sources(&self, sender: NodeId, meta: &SnapshotMeta) -> Vec<(NodeId, SocketAddr)> {
+    /// Asks `first`, then the others.
+    fn fetcher(&self, first: NodeId, members: &StoredMembership) -> Fetcher {
         let own = *self.raft.node_id();
-        let nodes = meta.last_membership.nodes().filter(|(node, _)| **node != own);
+        let nodes = members.nodes().filter(|(node, _)| **node != own);
         let mut sources: Vec<(NodeId, SocketAddr)> =
             nodes.filter_map(|(node, at)| Some((*node, self.peers.address(*node, &at.addr)?))).collect();
-        sources.sort_by_key(|(node, _)| *node != sender);
-        sources
+        sources.sort_by_key(|(node, _)| *node != first);
+        Fetcher { log: self.log.clone(), peers: self.peers.clone(), sources }
+    }
+
+    /// Fetch one body to which the published state refers.
+    pub async fn fetch_body(&self, index: LogIndex) -> io::Result<()> {
+        if !self.published.root().refers_to(index) {
+            return Err(io::Error::other(format!("no file refers to the body of entry {}", index.0)));
+        }
+        let (leader, members) = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            (metrics.current_leader, metrics.membership_config.clone())
+        };
+        let fetcher = self.fetcher(leader.unwrap_or_default(), &members);
+        match fetcher.fetch(vec![index.0]).await?.is_empty() {
+            true => Ok(()),
+            false => Err(io::Error::other(format!("no file refers to the body of entry {} any more", index.0))),
+        }
     }
 }
 

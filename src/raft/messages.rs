@@ -28,6 +28,11 @@ pub fn message<T: Serialize>(kind: u8, header: &T, body: Bytes) -> Result<Messag
     Ok(Message { kind, header: payload::encode_formatted("message", header)?, body })
 }
 
+/// The same for an answer; one that cannot be encoded becomes a refusal.
+pub fn answer<T: Serialize>(kind: u8, answer: &T) -> Message {
+    message(kind, answer, Bytes::new()).unwrap_or_else(|e| Message::refused(e.to_string()))
+}
+
 pub fn header<T: DeserializeOwned>(message: &Message) -> Result<T, CodecError> {
     payload::decode_formatted("message", &message.header)
 }
@@ -325,4 +330,87 @@ pub fn items(mut body: Bytes) -> Result<Vec<Bytes>, CodecError> {
         items.push(take(&mut body, length as usize)?);
     }
     Ok(items)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::{ClusterTime, Command, Credentials, Request, Sequence, SessionId, Timestamp};
+    use openraft::EntryPayload;
+    use std::sync::Arc;
+
+    fn entry(index: u64, body: Bytes) -> Entry {
+        let stamped = Stamped {
+            cluster: ClusterTime(index),
+            wall: Timestamp::default(),
+            request: Request {
+                session: SessionId(1),
+                sequence: Sequence(index),
+                first_outstanding: Sequence(1),
+                credentials: Credentials::default(),
+                command: Command::Tick,
+            },
+        };
+        let command = payload::encode_command(&stamped).unwrap();
+        let proposal = Proposal { command, stamped: Arc::new(stamped), body: Body::Bytes(body) };
+        Entry { log_id: log_id(EntryId { term: 2, node: 1, index }), payload: EntryPayload::Normal(proposal) }
+    }
+
+    fn request() -> AppendEntriesRequest<Types> {
+        let id = |index| log_id(EntryId { term: 2, node: 1, index });
+        AppendEntriesRequest {
+            vote: Vote::new_committed(2, 1),
+            prev_log_id: Some(id(4)),
+            leader_commit: Some(id(3)),
+            entries: vec![
+                entry(5, Bytes::from_static(b"five")),
+                entry(6, Bytes::new()),
+                Entry { log_id: id(7), payload: EntryPayload::Blank },
+                entry(8, Bytes::from(vec![8; 1000])),
+            ],
+        }
+    }
+
+    #[test]
+    fn entries_arrive_as_they_were_sent_and_share_the_buffer_that_they_came_in() {
+        let message = append_message(&request()).unwrap();
+        let back = append_request(&message).unwrap();
+        assert_eq!(back.entries, request().entries);
+        assert_eq!((back.vote, back.prev_log_id, back.leader_commit), {
+            let sent = request();
+            (sent.vote, sent.prev_log_id, sent.leader_commit)
+        });
+        let EntryPayload::Normal(Proposal { body: Body::Bytes(last), .. }) = &back.entries[3].payload else { panic!() };
+        assert!(message.body.as_ptr_range().contains(&last.as_ptr()), "a copy was made");
+    }
+
+    #[test]
+    fn lengths_that_do_not_fit_are_refused() {
+        let good = append_message(&request()).unwrap();
+        let shorter = Message { body: good.body.slice(1..), ..good.clone() };
+        let longer = Message { body: [&good.body[..], b"x"].concat().into(), ..good.clone() };
+        let cut = Message { header: good.header.slice(..good.header.len() - 1), ..good };
+        for bad in [shorter, longer, cut] {
+            assert!(append_request(&bad).is_err());
+        }
+        let without_body = Entry {
+            payload: match entry(5, Bytes::new()).payload {
+                EntryPayload::Normal(proposal) => EntryPayload::Normal(Proposal { body: Body::Absent(10), ..proposal }),
+                other => other,
+            },
+            ..entry(5, Bytes::new())
+        };
+        assert!(append_message(&AppendEntriesRequest { entries: vec![without_body], ..request() }).is_err());
+    }
+
+    #[test]
+    fn items_are_cut_apart_where_they_were_joined() {
+        let sent = vec![Bytes::from_static(b"a"), Bytes::new(), Bytes::from(vec![7; 100_000])];
+        let mut body = BytesMut::new();
+        assert!(sent.iter().all(|item| push_item(&mut body, item)));
+        assert!(!push_item(&mut body, &Bytes::from(vec![0; FRAME_BODY_BYTES_MAX])), "it fits no frame");
+        let body = body.freeze();
+        assert_eq!(items(body.clone()).unwrap(), sent);
+        assert!(items(body.slice(..body.len() - 1)).is_err());
+    }
 }

@@ -7,7 +7,7 @@
 //! | [`store`], [`tail`] | openraft's log storage over [`crate::log`], and the last entries in memory |
 //! | [`machine`], [`publish`] | openraft's state machine over [`crate::fs::State`], and its newest root for readers |
 //! | [`snapshot`], [`intake`], [`bodies`] | snapshots: written, received, and the bodies that a receiver lacks |
-//! | [`messages`], [`network`], [`peers`], [`server`] | what peers say to each other, both halves |
+//! | [`messages`], [`network`], [`peers`], [`server`], [`lane`] | what peers say to each other, both halves |
 //! | [`clock`] | cluster time |
 //! | [`keeper`] | when to snapshot, purge and reclaim |
 //! | [`replica`] | what other rooms use |
@@ -25,6 +25,7 @@ mod bodies;
 mod clock;
 mod intake;
 mod keeper;
+mod lane;
 mod machine;
 mod messages;
 mod network;

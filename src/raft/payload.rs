@@ -22,10 +22,11 @@ use std::sync::Arc;
 const FORMAT: u8 = 1;
 
 #[derive(Serialize, Deserialize)]
-enum Stored {
+enum Stored<C> {
     Blank,
     Membership(StoredMembers),
-    Command(Arc<Stamped>),
+    /// [`Stamped`], borrowed to write and owned when read.
+    Command(C),
 }
 
 /// Voters (two sets while the membership changes) and the addresses of all nodes, learners included.
@@ -71,17 +72,17 @@ pub fn decode_formatted<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -
 }
 
 /// The `command` bytes of a request.
-pub fn encode_command(stamped: &Arc<Stamped>) -> Result<Bytes, CodecError> {
-    encode_formatted("command", &Stored::Command(stamped.clone()))
+pub fn encode_command(stamped: &Stamped) -> Result<Bytes, CodecError> {
+    encode_formatted("command", &Stored::Command(stamped))
 }
 
 /// An entry as the log keeps it.
 pub fn to_stored(entry: &Entry) -> Result<log::Entry, CodecError> {
     let no_body = || Body::Bytes(Bytes::new());
     let (command, body) = match &entry.payload {
-        EntryPayload::Blank => (encode_formatted("blank entry", &Stored::Blank)?, no_body()),
+        EntryPayload::Blank => (encode_formatted("blank entry", &Stored::<&Stamped>::Blank)?, no_body()),
         EntryPayload::Membership(members) => {
-            (encode_formatted("membership", &Stored::Membership(members.into()))?, no_body())
+            (encode_formatted("membership", &Stored::<&Stamped>::Membership(members.into()))?, no_body())
         }
         EntryPayload::Normal(proposal) => (proposal.command.clone(), proposal.body.clone()),
     };
@@ -94,10 +95,12 @@ pub fn from_stored(entry: log::Entry) -> Result<Entry, CodecError> {
 
 /// What `command` bytes with this body beside them mean.
 pub fn decode(command: &Bytes, body: Body) -> Result<Payload, CodecError> {
-    Ok(match decode_formatted("command", command)? {
+    Ok(match decode_formatted::<Stored<Stamped>>("command", command)? {
         Stored::Blank => EntryPayload::Blank,
         Stored::Membership(members) => EntryPayload::Membership(members.try_into()?),
-        Stored::Command(stamped) => EntryPayload::Normal(Proposal { command: command.clone(), stamped, body }),
+        Stored::Command(stamped) => {
+            EntryPayload::Normal(Proposal { command: command.clone(), stamped: Arc::new(stamped), body })
+        }
     })
 }
 
@@ -245,7 +248,7 @@ mod tests {
         assert!(decode(&[&good[..], b"x"].concat().into(), body()).is_err(), "a trailing byte");
         // Voters without a node: openraft would refuse it, and so must whoever reads it.
         let bad = StoredMembers { configs: vec![BTreeSet::from([1])], nodes: BTreeMap::new() };
-        let bad = encode_formatted("membership", &Stored::Membership(bad)).unwrap();
+        let bad = encode_formatted("membership", &Stored::<&Stamped>::Membership(bad)).unwrap();
         assert!(decode(&bad, body()).is_err());
     }
 }

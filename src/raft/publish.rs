@@ -86,3 +86,36 @@ impl Hashes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn hashes_are_kept_by_index_and_a_jump_starts_anew() {
+        let mut state = State::new();
+        let published = Published::new(state.clone());
+        let mut hashes = Vec::new();
+        for index in 1..=10 {
+            state.skip(LogIndex(index));
+            hashes.push((LogIndex(index), u128::from(index) << 64));
+        }
+        published.publish(&state, &hashes);
+        assert_eq!(published.hash_at(LogIndex(7)), Some(7 << 64));
+        assert_eq!(published.hash_at(LogIndex(11)), None);
+        assert!(published.wait(LogIndex(10), Instant::now()).await);
+        assert!(!published.wait(LogIndex(11), Instant::now()).await);
+        state.skip(LogIndex(50));
+        published.publish(&state, &[(LogIndex(50), 1)]);
+        assert_eq!((published.hash_at(LogIndex(7)), published.hash_at(LogIndex(50))), (None, Some(1)));
+    }
+
+    #[test]
+    fn the_ring_forgets_the_oldest() {
+        let mut hashes = Hashes::default();
+        let many = HASHES_KEPT as u64 + 5;
+        (0..many).for_each(|index| hashes.extend(&[(LogIndex(index), index.into())]));
+        assert_eq!((hashes.first, hashes.ring.len()), (5, HASHES_KEPT));
+        assert_eq!(hashes.ring.back(), Some(&u128::from(many - 1)));
+    }
+}

@@ -2,7 +2,7 @@
 
 use super::Machine;
 use super::clock::{self, Clock};
-use super::intake::{Intake, Target};
+use super::intake::Target;
 use super::keeper::Keeper;
 use super::network::Network;
 use super::payload;
@@ -11,7 +11,7 @@ use super::publish::Published;
 use super::server::Server;
 use super::store::Store;
 use super::types::*;
-use crate::fs::{ClusterTime, LogIndex, Outcome, Refusal, Request, State};
+use crate::fs::{ClusterTime, LogIndex, Outcome, Refusal, Request, State, Timestamp};
 use crate::limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX, SNAPSHOT_AFTER_BYTES};
 use crate::log::{Body, Log, StorageError};
 use crate::net::{Caller, Identity, Message, NodeId};
@@ -33,6 +33,8 @@ use tokio_util::sync::CancellationToken;
 const PROPOSED_BYTES_MAX: usize = 64 << 20;
 /// What even the smallest proposal counts for, so that their number is bounded too: 4096.
 const PROPOSAL_BYTES_MIN: usize = 16 << 10;
+/// Bytes that the times of a stamp may add to an encoded command.
+const STAMP_BYTES_MAX: usize = 32;
 /// Messages that wait for Raft's core.
 const CORE_QUEUE_MAX: u64 = 8192;
 
@@ -196,7 +198,7 @@ impl Replica {
         tokio::spawn(keeper.run(stop.clone()));
         let (tell_leader, leader) = watch::channel(None);
         tokio::spawn(watch_raft(raft.clone(), node, tell_leader, tell_failure, stop.clone()));
-        let server = Server { raft: raft.clone(), target, intake: Arc::new(Intake::default()) };
+        let server = Server { raft: raft.clone(), target, intake: Arc::default(), lanes: Arc::default() };
         let proposed_bytes = Arc::new(Semaphore::new(PROPOSED_BYTES_MAX));
         let clock = Clock::default();
         let inner =
@@ -216,18 +218,22 @@ impl Replica {
     pub async fn propose(&self, request: Request, body: Bytes) -> Result<Outcome, ReplicaError> {
         let inner = &self.inner;
         inner.leading()?;
-        let bytes = (body.len() + COMMAND_BYTES_MAX / 16).max(PROPOSAL_BYTES_MIN).min(PROPOSED_BYTES_MAX);
+        // Encoded once to know its size, and again with its stamp.
+        let mut stamped = Stamped { cluster: ClusterTime(0), wall: Timestamp::default(), request };
+        let command_bytes =
+            payload::encode_command(&stamped).map_or(usize::MAX, |command| command.len() + STAMP_BYTES_MAX);
+        if command_bytes > COMMAND_BYTES_MAX || body.len() > BODY_BYTES_MAX {
+            return Ok(Err(Refusal::Invalid));
+        }
+        let bytes = (command_bytes + body.len()).max(PROPOSAL_BYTES_MIN);
         let permit = inner.proposed_bytes.clone().acquire_many_owned(bytes as u32).await;
         let permit = permit.map_err(|e| ReplicaError::Stopped { why: e.to_string() })?;
         // Looked at once more after the wait: the stamp belongs to this term and to no other.
         let leader = inner.leading()?;
-        let cluster = inner.clock.stamp(leader.term, inner.published.root().cluster_time(), Instant::now());
-        let stamped = Arc::new(Stamped { cluster, wall: clock::wall(), request });
-        let command = match payload::encode_command(&stamped) {
-            Ok(command) if command.len() <= COMMAND_BYTES_MAX && body.len() <= BODY_BYTES_MAX => command,
-            _ => return Ok(Err(Refusal::Invalid)),
-        };
-        let proposal = Proposal { command, stamped, body: Body::Bytes(body) };
+        stamped.cluster = inner.clock.stamp(leader.term, inner.published.root().cluster_time(), Instant::now());
+        stamped.wall = clock::wall();
+        let Ok(command) = payload::encode_command(&stamped) else { return Ok(Err(Refusal::Invalid)) };
+        let proposal = Proposal { command, stamped: Arc::new(stamped), body: Body::Bytes(body) };
         // In a task of its own: the proposal occupies its bytes until Raft is done with it, though the caller may go.
         let written = tokio::spawn(write(inner.raft.clone(), leader, proposal, permit, inner.own));
         written.await.unwrap_or(Err(ReplicaError::Unknown))
@@ -321,6 +327,12 @@ impl Replica {
         read.await.unwrap_or_else(|e| {
             Err(StorageError::Io { operation: "read", file: "log".into(), source: std::io::Error::other(e) })
         })
+    }
+
+    /// Fetch the body of a committed entry from a peer that has it intact, into this node's log: what to do about a body
+    /// that is damaged or missing here. Afterwards [`Replica::read_body`] finds it.
+    pub async fn fetch_body(&self, index: LogIndex) -> std::io::Result<()> {
+        self.inner.server.target.fetch_body(index).await
     }
 
     /// Answer a peer's Raft message (kinds of `raft`'s own range, below 64). Called in the order of arrival on a link.

@@ -3,16 +3,16 @@
 use super::Machine;
 use super::bodies;
 use super::intake::{Intake, Target};
-use super::messages::{self, AppendAnswer, TransferAnswer, VoteAnswer};
+use super::lane::Lane;
+use super::messages::{self, AppendAnswer, TransferAnswer, VoteAnswer, answer};
 use super::types::Types;
 use crate::codec::CodecError;
-use crate::net::{Caller, Message};
-use bytes::Bytes;
+use crate::net::{Caller, Message, NodeId, Purpose};
 use futures_util::future::BoxFuture;
 use openraft::Raft;
-use serde::Serialize;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 
 /// What answers peers.
 #[derive(Clone)]
@@ -20,11 +20,11 @@ pub struct Server {
     pub raft: Raft<Types, Machine>,
     pub target: Target,
     pub intake: Arc<Intake>,
+    pub lanes: Arc<Mutex<BTreeMap<NodeId, Lane>>>,
 }
 
-fn answer<T: Serialize>(kind: u8, answer: &T) -> Message {
-    messages::message(kind, answer, Bytes::new()).unwrap_or_else(|e| Message::refused(e.to_string()))
-}
+/// Nodes that have sent entries to this process: leaders, over time.
+const LANES_MAX: usize = 64;
 
 fn refused(why: impl ToString) -> BoxFuture<'static, Message> {
     Box::pin(std::future::ready(Message::refused(why.to_string())))
@@ -35,6 +35,7 @@ impl Server {
     pub fn handle(&self, from: &Caller, message: Message) -> BoxFuture<'static, Message> {
         let Some(node) = from.node else { return refused("only nodes of the cluster may send raft messages") };
         let handled = match message.kind {
+            messages::APPEND if from.purpose == Purpose::Append => self.append_in_order(node, &message),
             messages::APPEND => self.append(&message),
             messages::VOTE => self.vote(&message),
             messages::PRE_VOTE => self.pre_vote(&message),
@@ -49,12 +50,22 @@ impl Server {
         handled.unwrap_or_else(refused)
     }
 
+    fn append_in_order(&self, node: NodeId, message: &Message) -> Result<BoxFuture<'static, Message>, CodecError> {
+        let request = messages::append_request(message)?;
+        let mut lanes = self.lanes.lock();
+        if lanes.len() >= LANES_MAX && !lanes.contains_key(&node) {
+            return Ok(refused("too many nodes send entries"));
+        }
+        let lane = lanes.entry(node).or_insert_with(|| Lane::new(self.raft.clone()));
+        Ok(Box::pin(lane.submit(request)))
+    }
+
+    /// A heartbeat: in no order with anything.
     fn append(&self, message: &Message) -> Result<BoxFuture<'static, Message>, CodecError> {
         let request = messages::append_request(message)?;
         let raft = self.raft.clone();
-        let appended = started(async move { raft.append_entries(request).await });
         Ok(Box::pin(async move {
-            match appended.await {
+            match raft.append_entries(request).await {
                 Ok(response) => answer(messages::APPEND, &AppendAnswer::from(response)),
                 Err(e) => Message::refused(e.to_string()),
             }
@@ -106,24 +117,5 @@ impl Server {
             let served = tokio::task::spawn_blocking(move || bodies::serve(&log, &published, question));
             served.await.unwrap_or_else(|e| Message::refused(e.to_string()))
         }))
-    }
-}
-
-/// Let a call into Raft take its place in Raft's queue now, though its answer is awaited later: pipelined AppendEntries
-/// must come to Raft in the order in which they arrived, while their answers are awaited at the same time.
-///
-/// One poll takes the place, also when the queue is full, because tokio's channels serve their waiters in order; it must
-/// not be cut short by tokio's cooperative budget, hence `unconstrained`. Out of order, an entry would be answered with a
-/// conflict and sent again: slow, not wrong.
-fn started<T: Send + 'static>(
-    call: impl Future<Output = T> + Send + 'static,
-) -> impl Future<Output = T> + Send + 'static {
-    let mut call = Box::pin(tokio::task::unconstrained(call));
-    let first = call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-    async move {
-        match first {
-            Poll::Ready(result) => result,
-            Poll::Pending => call.await,
-        }
     }
 }

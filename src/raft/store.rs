@@ -80,26 +80,34 @@ impl Store {
         from.max(first)..to.min(end)
     }
 
-    /// Entries from the start of a range that the log holds: at least one, and as many as `bytes_max` allows.
+    /// The first entries of a range: at least one, unless it is empty, and as many as `bytes_max` allows.
     async fn read(&self, range: Range<u64>, bytes_max: usize, bodies: bool) -> io::Result<Vec<Entry>> {
-        if let Some(entries) = self.tail.lock().get(range.start, range.end, bytes_max) {
+        let Range { start, end } = range;
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let entries = self.read_held(range, bytes_max, bodies).await?;
+        match entries.first() {
+            Some(first) if first.log_id.index == start => Ok(entries),
+            _ => Err(io::Error::other(format!("entry {start} of {start}..{end} is missing from the log"))),
+        }
+    }
+
+    /// The same, but for entries in front that the log does not hold.
+    async fn read_held(&self, range: Range<u64>, bytes_max: usize, bodies: bool) -> io::Result<Vec<Entry>> {
+        let Range { start, end } = range;
+        if let Some(entries) = self.tail.lock().get(start, end, bytes_max) {
             return Ok(entries);
         }
         let log = self.log.clone();
-        let Range { start, end } = range;
         blocking(move || {
             let stored = log.entries(start, end, bytes_max, bodies).map_err(io_error)?;
-            let entries = stored.into_iter().map(payload::from_stored).collect::<Result<Vec<_>, _>>();
-            let entries = entries.map_err(io_error)?;
-            match entries.first() {
-                Some(first) if first.log_id.index == start => Ok(entries),
-                _ => Err(io::Error::other(format!("entry {start} is missing from the log"))),
-            }
+            stored.into_iter().map(payload::from_stored).collect::<Result<Vec<_>, _>>().map_err(io_error)
         })
         .await
     }
 
-    /// A range in pieces of bounded size, read when they are wanted.
+    /// A range in pieces of bounded size, read when they are wanted. Nothing may be missing.
     fn pieces(&self, range: Range<u64>) -> impl Stream<Item = io::Result<Vec<Entry>>> + Send + use<> {
         stream::try_unfold((self.clone(), range), async |(store, range)| {
             if range.is_empty() {
@@ -117,7 +125,14 @@ impl RaftLogReader<Types> for Store {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        self.pieces(self.held(range)).try_concat().await
+        let range = self.held(range);
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut entries = self.read_held(range.clone(), APPLY_BYTES, false).await?;
+        let next = entries.last().map_or(range.end, |last| last.log_id.index + 1);
+        entries.extend(self.pieces(next..range.end).try_concat().await?);
+        Ok(entries)
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -127,7 +142,8 @@ impl RaftLogReader<Types> for Store {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        let range = start..end.min(start.saturating_add(APPEND_ENTRIES_MAX));
+        let end = self.held(start..end).end.min(start.saturating_add(APPEND_ENTRIES_MAX));
+        let range = start..end;
         let mut entries = self.read(range, APPEND_BYTES_MAX, true).await?;
         entries.truncate(sendable(&entries));
         Ok(entries)
@@ -139,17 +155,13 @@ impl RaftLogReader<Types> for Store {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
+        let held = self.held(range.clone());
+        // Not cut at its start: openraft never applies what it may have purged.
         let from = match range.start_bound() {
             Bound::Included(from) => *from,
-            Bound::Excluded(before) => before.saturating_add(1),
-            Bound::Unbounded => self.held(..).start,
+            _ => held.start,
         };
-        let to = match range.end_bound() {
-            Bound::Included(last) => last.saturating_add(1),
-            Bound::Excluded(to) => *to,
-            Bound::Unbounded => self.held(..).end,
-        };
-        self.pieces(from..to).map_ok(|piece| stream::iter(piece).map(Ok)).try_flatten().boxed()
+        self.pieces(from..held.end).map_ok(|piece| stream::iter(piece).map(Ok)).try_flatten().boxed()
     }
 }
 

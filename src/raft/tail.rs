@@ -65,3 +65,45 @@ pub fn weight(entry: &Entry) -> usize {
             EntryPayload::Blank | EntryPayload::Membership(_) => 0,
         }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::EntryId;
+    use crate::raft::types::log_id;
+
+    fn blank(index: u64) -> Entry {
+        Entry { log_id: log_id(EntryId { term: 1, node: 1, index }), payload: EntryPayload::Blank }
+    }
+
+    fn indexes(found: Option<Vec<Entry>>) -> Option<Vec<u64>> {
+        found.map(|entries| entries.iter().map(|entry| entry.log_id.index).collect())
+    }
+
+    #[test]
+    fn it_holds_the_end_of_the_log_and_nothing_else() {
+        let mut tail = Tail::default();
+        (10..20).for_each(|index| tail.push(blank(index)));
+        assert_eq!(indexes(tail.get(12, 15, usize::MAX)), Some(vec![12, 13, 14]));
+        assert_eq!(indexes(tail.get(12, 15, 1)), Some(vec![12]), "at least one");
+        assert_eq!(indexes(tail.get(12, 15, 2 * weight(&blank(0)))), Some(vec![12, 13]));
+        assert_eq!(indexes(tail.get(9, 15, usize::MAX)), None, "before the first");
+        assert_eq!(indexes(tail.get(20, 25, usize::MAX)), None, "behind the last");
+        tail.truncate_from(15);
+        assert_eq!(indexes(tail.get(14, 20, usize::MAX)), Some(vec![14]));
+        // Behind an installed snapshot the log goes on elsewhere.
+        tail.push(blank(100));
+        assert_eq!(indexes(tail.get(14, 20, usize::MAX)), None);
+        assert_eq!(indexes(tail.get(100, 101, usize::MAX)), Some(vec![100]));
+        tail.truncate_from(0);
+        assert_eq!(tail.bytes, 0);
+    }
+
+    #[test]
+    fn it_is_bounded() {
+        let mut tail = Tail::default();
+        (0..2 * TAIL_ENTRIES_MAX as u64).for_each(|index| tail.push(blank(index)));
+        assert_eq!(tail.entries.len(), TAIL_ENTRIES_MAX);
+        assert_eq!(tail.bytes, TAIL_ENTRIES_MAX * weight(&blank(0)));
+    }
+}

@@ -3,9 +3,12 @@
 use super::config::{ClusterConfig, ClusterDir, NodeConfig};
 use super::{ports, process, report, server};
 use crate::cli::args::StartArgs;
+use crate::cli::block_on;
 use crate::cli::error::{CliError, CliResult, Tried};
-use crate::cli::mounts::{self, Found};
+use crate::cli::files;
+use crate::cli::mounts::{self, Found, Life};
 use crate::cli::output::{Output, Progress, warn};
+use crate::cli::remote::Remote;
 use crate::cli::serve;
 use crate::cli::status::{NodeReport, leader, table};
 use crate::cli::words::MountAt;
@@ -44,6 +47,10 @@ pub fn start(args: StartArgs, output: Output) -> CliResult {
     };
     let all: Vec<_> = cluster.config.nodes.iter().collect();
     bring_up(&cluster, &all, args.timeout)?;
+    if !rustix::process::geteuid().is_root() {
+        let remote = Remote::of_cluster(&cluster, args.timeout)?;
+        block_on(files::own_the_root(&remote))?;
+    }
     let reports = report(&cluster)?;
     output.show(&reports, || told(&cluster, &reports))
 }
@@ -274,7 +281,7 @@ fn lacking(nodes: &[&NodeConfig], reports: &[NodeReport]) -> BTreeMap<NodeId, St
 }
 
 fn mounted(path: &Path) -> bool {
-    matches!(mounts::found(path), Ok(Found::Ours)) && mounts::answers(path, mounts::ANSWER_PATIENCE)
+    matches!(mounts::found(path), Ok(Found::Ours)) && mounts::life(path) == Life::Answers
 }
 
 fn must_live(cluster: &ClusterDir, started: &mut Starting) -> CliResult {

@@ -4,7 +4,7 @@ use super::config::{ClusterDir, NodeConfig};
 use super::{process, server};
 use crate::cli::args::{DestroyArgs, DirArgs};
 use crate::cli::error::{CliError, CliResult, Tried};
-use crate::cli::mounts::{self, Found, Unmount};
+use crate::cli::mounts::{self, Found, Life, Unmount};
 use crate::cli::output::{Output, warn};
 use serde_json::json;
 use std::fs;
@@ -54,9 +54,13 @@ fn unmount(path: &Path) -> CliResult {
     }
     match mounts::release(path, Unmount::Clean) {
         Ok(()) => Ok(()),
-        Err(why) => {
-            warn(&format!("{why}: detached"));
-            mounts::release(path, Unmount::Lazy)
+        Err(_) => {
+            mounts::release(path, Unmount::Lazy)?;
+            warn(&format!(
+                "{} is in use: it was detached, and ends with the last program that uses it",
+                path.display()
+            ));
+            Ok(())
         }
     }
 }
@@ -64,7 +68,7 @@ fn unmount(path: &Path) -> CliResult {
 /// A mount of ours that is still there although its server has ended. One that answers belongs to somebody else.
 fn take_back(path: &Path) -> CliResult {
     match mounts::found(path)? {
-        Found::Ours if !mounts::answers(path, mounts::ANSWER_PATIENCE) => mounts::release(path, Unmount::Lazy),
+        Found::Ours if mounts::life(path) == Life::Dead => mounts::release(path, Unmount::Lazy),
         _ => Ok(()),
     }
 }

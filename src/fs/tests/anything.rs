@@ -11,11 +11,11 @@ fn number() -> impl Strategy<Value = u64> {
 }
 
 fn ino() -> impl Strategy<Value = Ino> {
-    prop_oneof![3 => Just(1), 9 => 1..14_u64, 1 => number()].prop_map(Ino)
+    prop_oneof![3 => Just(1), 9 => 1..9_u64, 1 => number()].prop_map(Ino)
 }
 
 fn at() -> impl Strategy<Value = Name> {
-    (0..5_u8).prop_map(|n| Name::new(&[b'a' + n]).unwrap())
+    (0..4_u8).prop_map(|n| Name::new(&[b'a' + n]).unwrap())
 }
 
 fn short() -> impl Strategy<Value = Bytes> {

@@ -76,6 +76,10 @@ fn what_is_open_somewhere_outlives_its_name() {
     let mut play = Play::new();
     let file = play.file("f");
     let written = play.write(file, 0, 100).version;
+    let (xattr, value) = (Bytes::from_static(b"user.a"), Bytes::from_static(b"b"));
+    play.run(Command::SetXattr { ino: file, name: xattr, value, mode: XattrMode::Any }).unwrap();
+    let (owner, range) = (LockOwner::Posix(1), LockRange { start: 0, end: 0 });
+    play.run(Command::Lock { ino: file, owner, range, mode: LockMode::Exclusive, pid: 1, wait: false }).unwrap();
     let other = play.open_session();
     play.unlink("f").unwrap();
     assert_eq!(play.stat(file).nlink, 0);

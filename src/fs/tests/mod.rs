@@ -13,6 +13,7 @@ mod anything;
 mod bytes;
 mod endings;
 mod exactly_once;
+mod formats;
 mod tree;
 mod versions;
 

@@ -1,6 +1,11 @@
 //! The fears about the log, one file each.
 
+mod cost;
+mod crash;
+mod faults;
+mod format;
 mod real;
+mod rig;
 
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -14,13 +19,15 @@ pub fn entry(term: u64, index: u64, command: usize, body: usize) -> Entry {
     let id = EntryId { term, node: term % 5, index };
     let bytes = |salt: u64, length: usize| -> Bytes {
         let mut x = salt ^ (term << 40) ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut next = || {
+        let mut bytes = Vec::with_capacity(length + 8);
+        while bytes.len() < length {
             x ^= x << 13;
             x ^= x >> 7;
             x ^= x << 17;
-            x as u8
-        };
-        (0..length).map(|_| next()).collect()
+            bytes.extend_from_slice(&x.to_le_bytes());
+        }
+        bytes.truncate(length);
+        bytes.into()
     };
     Entry { id, command: bytes(1 << 60, command), body: Body::Bytes(bytes(1 << 61, body)) }
 }
