@@ -442,20 +442,19 @@ async fn watch_raft(
             (leader_of(&metrics, own), metrics.running_state.clone())
         };
         leader.send_if_modified(|before| std::mem::replace(before, now) != now);
-        let why = match running {
-            Err(fatal) => fatal.to_string(),
+        let ended = match running {
+            Err(fatal) => Some(fatal.to_string()),
             Ok(()) => tokio::select! {
-                changed = metrics.changed() => match changed {
-                    Ok(()) => continue,
-                    Err(_) => "raft has ended".to_string(),
-                },
+                changed = metrics.changed() => changed.err().map(|_| "raft has ended".to_string()),
                 () = stop.cancelled() => return,
             },
         };
-        if !stop.is_cancelled() {
-            // The log's own words come first if there are any: they name the file.
-            failure.send_if_modified(|before| before.is_none() && before.replace(why).is_none());
+        if let Some(why) = ended {
+            if !stop.is_cancelled() {
+                // The log's own words come first if there are any: they name the file.
+                failure.send_if_modified(|before| before.is_none() && before.replace(why).is_none());
+            }
+            return;
         }
-        return;
     }
 }

@@ -62,10 +62,12 @@ pub(super) enum Lane {
     Bulk,
 }
 
+type LinkKey = (SocketAddr, Option<NodeId>, Lane);
+
 /// Links to other nodes, kept while they are used.
 pub(super) struct Links {
     own: Identity,
-    open: Mutex<BTreeMap<(SocketAddr, Option<NodeId>, Lane), Link>>,
+    open: Mutex<BTreeMap<LinkKey, Link>>,
 }
 
 impl Links {

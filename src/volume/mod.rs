@@ -34,7 +34,7 @@ pub use session::sessionless;
 pub use status::NodeStatus;
 
 use crate::fs::{Answer, Command, Credentials, Ino, LogIndex, Query, Refusal, Reply, Request, SessionId};
-use crate::limits::BODY_BYTES_MAX;
+use crate::limits::{BODY_BYTES_MAX, SESSION_LABEL_BYTES_MAX};
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use keeper::Standing;
@@ -54,8 +54,6 @@ const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 const COMMAND_BYTES: usize = 1024;
 /// How long the end of a session may take when a volume is closed.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
-/// Longest label of a session, in bytes.
-const LABEL_BYTES_MAX: usize = 255;
 
 const _: () = assert!(IN_FLIGHT_BYTES_MAX > 8 * (BODY_BYTES_MAX + COMMAND_BYTES));
 
@@ -121,7 +119,7 @@ impl Volume {
     }
 
     fn new(access: Access, label: &str) -> Volume {
-        let label = label.chars().take(LABEL_BYTES_MAX / 4).collect();
+        let label = label[..label.floor_char_boundary(SESSION_LABEL_BYTES_MAX)].to_string();
         let (standing, opens) = (Standing::default(), Mutex::default());
         let shared =
             Arc::new(Shared { access, label, standing, opens, in_flight: Semaphore::new(IN_FLIGHT_BYTES_MAX) });
@@ -367,3 +365,6 @@ fn check_body(command: &Command, body: &Bytes) -> Result<(), Refusal> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;
