@@ -70,8 +70,11 @@ fn serves(pid: u32, data: &Path) -> bool {
     let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
     let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
     let Some(named) = served_directory(&words) else { return false };
-    let Ok(cwd) = fs::read_link(format!("/proc/{pid}/cwd")) else { return false };
-    let named = cwd.join(OsStr::from_bytes(named));
+    let mut named = PathBuf::from(OsStr::from_bytes(named));
+    if named.is_relative() {
+        let Ok(cwd) = fs::read_link(format!("/proc/{pid}/cwd")) else { return false };
+        named = cwd.join(named);
+    }
     // A directory that is gone can only be compared by its name.
     named.canonicalize().unwrap_or(named) == data
 }
