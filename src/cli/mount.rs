@@ -89,7 +89,7 @@ fn mount_in_background(args: &MountArgs, dir: &Path, output: Output) -> CliResul
     })
 }
 
-fn wait_until_mounted(child: &mut Child, dir: &Path, log: &PathBuf) -> CliResult {
+fn wait_until_mounted(child: &mut Child, dir: &Path, log: &Path) -> CliResult {
     let deadline = Instant::now() + PATIENCE + Duration::from_secs(5);
     loop {
         let said = || process::last_lines(log, 0, 8);

@@ -41,7 +41,7 @@ fn report(cluster: &ClusterDir) -> CliResult<Vec<NodeReport>> {
     let remote = Remote::of_cluster(cluster, Duration::from_secs(5))?;
     let mut reports = block_on(async { Ok(gather(&remote, nodes).await) })?;
     for (report, node) in reports.iter_mut().zip(&cluster.config.nodes) {
-        report.pid = server(cluster, node).map(|server| server.pid);
+        report.pid = server(cluster, node).map(|server| server.pid).or(report.pid);
         report.mount = node.mount.clone();
     }
     Ok(reports)

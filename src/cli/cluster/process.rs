@@ -80,9 +80,11 @@ fn serves(pid: u32, duty: &Duty) -> bool {
     let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
     let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
     match (duty_of(&words), duty) {
-        (Some(Duty::Node(named)), Duty::Node(data)) => {
-            let Ok(cwd) = fs::read_link(format!("/proc/{pid}/cwd")) else { return false };
-            let named = cwd.join(named);
+        (Some(Duty::Node(mut named)), Duty::Node(data)) => {
+            if named.is_relative() {
+                let Ok(cwd) = fs::read_link(format!("/proc/{pid}/cwd")) else { return false };
+                named = cwd.join(named);
+            }
             // A directory that is gone can only be compared by its name.
             named.canonicalize().unwrap_or(named) == *data
         }

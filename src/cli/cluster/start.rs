@@ -141,8 +141,8 @@ fn init_all(cluster: &ClusterDir, members: &BTreeMap<NodeId, SocketAddr>) -> Cli
 
 fn layout(args: &StartArgs) -> CliResult<Vec<NodeConfig>> {
     let count = args.nodes.unwrap_or(NODES);
-    if count % 2 == 0 {
-        warn(&format!("{count} nodes survive the loss of no more than {} do: odd numbers are better", count - 1));
+    if count.is_multiple_of(2) {
+        warn(&format!("{count} nodes survive no more losses than {} would: odd numbers are better", count - 1));
     }
     let ids: Vec<NodeId> = (1..=count).collect();
     let default = [MountAt { node: 1, path: MOUNT.into() }];
