@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 struct Echo;
 
 impl Handler for Echo {
+    #[expect(clippy::manual_async_fn, reason = "an async fn would borrow the handler")]
     fn handle(&self, _: &Caller, message: Message) -> impl Future<Output = Message> + Send + 'static {
         async move {
             match message.kind {

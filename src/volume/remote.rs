@@ -2,6 +2,9 @@
 //!
 //! One message to one node at a time; when that node fails, the next address. Queries may be asked twice; commands carry
 //! their session and sequence, so they may be sent twice as well.
+//!
+//! Decision: the first address is home, the node on our own machine as a rule, and is gone back to after a while. Cost: if
+//! it is still down, one try in [`HOMESICK_TIME`] fails first.
 
 use super::forward::{Lane, Links, Pauses, told};
 use super::protocol::{Ask, Freshness, Head, Told, Verdict, wait_ms};
@@ -9,15 +12,17 @@ use super::{Capacity, Failure, NodeStatus, Volume};
 use crate::fs::{Answer, Ino, LogIndex, Query, Refusal, Request, SessionId};
 use crate::net::{Identity, NetError, NodeId};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep_until, timeout_at};
 
 /// How long one node may work on one message before the next one is tried: longer than an election.
 const TRY_TIME: Duration = Duration::from_secs(8);
+/// How long after home has failed it is tried again.
+const HOMESICK_TIME: Duration = Duration::from_secs(5);
 /// What a node may take to answer beyond the time that it was given.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -29,9 +34,17 @@ pub struct Client {
 
 struct Inner {
     addresses: Vec<SocketAddr>,
-    /// Position of the address that answered last.
-    current: AtomicUsize,
+    away: Mutex<Away>,
     links: Links,
+}
+
+/// How far from home, and since when.
+#[derive(Clone, Copy, Debug)]
+struct Away {
+    /// Position of the address in use; 0 is home.
+    at: usize,
+    /// When home failed last.
+    since: Instant,
 }
 
 /// Why a client has nobody to talk to.
@@ -46,7 +59,13 @@ impl Client {
             return Err(NoAddress);
         }
         let own = Identity { cluster, node: None, incarnation: 0 };
-        Ok(Client { inner: Arc::new(Inner { addresses, current: AtomicUsize::new(0), links: Links::new(own) }) })
+        Ok(Client {
+            inner: Arc::new(Inner {
+                addresses,
+                away: Mutex::new(Away { at: 0, since: Instant::now() }),
+                links: Links::new(own),
+            }),
+        })
     }
 
     /// The tree, through these nodes. Must be called within a tokio runtime.
@@ -85,7 +104,7 @@ impl Client {
     /// The first invariant that is broken at the node that answered last (or the first one), in words; `None`: all hold.
     pub async fn check(&self, deadline: Instant) -> Result<Option<String>, Failure> {
         // One try with all the time: it may be long work, not to be begun again and again.
-        match self.try_until(deadline, deadline, &Bytes::new(), |_| Ask::Check).await {
+        match self.try_until(self.address(), deadline, deadline, &Bytes::new(), |_| Ask::Check).await {
             Ok((Told::Checked(broken), _)) => Ok(broken),
             Ok((Told::Failed(failure), _)) => Err(failure),
             Ok((other, _)) => Err(unexpected(&other)),
@@ -104,8 +123,11 @@ impl Client {
         let mut doubt = false;
         let mut pauses = Pauses::default();
         while Instant::now() < deadline {
-            let tried = self
-                .try_once(deadline, body, |until| Ask::Submit { request: request.clone(), wait_ms: wait_ms(until) });
+            let node = self.address();
+            let tried = self.try_once(node, deadline, body, |until| Ask::Submit {
+                request: request.clone(),
+                wait_ms: wait_ms(until),
+            });
             match tried.await {
                 Ok((Told::Verdict(Verdict::Outcome { outcome, doubt: also }), _)) => {
                     return Verdict::Outcome { outcome, doubt: doubt || also };
@@ -114,7 +136,7 @@ impl Client {
                 Ok(_) => doubt = true,
                 Err(e) => doubt |= e.may_have_arrived(),
             }
-            self.next_node(pauses.next(), deadline).await;
+            self.next_node(node, pauses.next(), deadline).await;
         }
         if doubt { Verdict::InDoubt } else { Verdict::NotSent }
     }
@@ -176,9 +198,12 @@ impl Client {
     async fn ask_for_bytes(&self, deadline: Instant, ask: impl Fn(Instant) -> Ask) -> Result<(Told, Bytes), Failure> {
         let mut pauses = Pauses::default();
         while Instant::now() < deadline {
-            match self.try_once(deadline, &Bytes::new(), &ask).await {
+            let node = self.address();
+            match self.try_once(node, deadline, &Bytes::new(), &ask).await {
                 Ok((Told::Failed(Failure::Damaged(why)), _)) => return Err(Failure::Damaged(why)),
-                Ok((Told::Failed(_) | Told::Unknown, _)) | Err(_) => self.next_node(pauses.next(), deadline).await,
+                Ok((Told::Failed(_) | Told::Unknown, _)) | Err(_) => {
+                    self.next_node(node, pauses.next(), deadline).await
+                }
                 Ok(answer) => return Ok(answer),
             }
         }
@@ -187,22 +212,23 @@ impl Client {
 
     async fn try_once(
         &self,
+        node: SocketAddr,
         deadline: Instant,
         body: &Bytes,
         ask: impl Fn(Instant) -> Ask,
     ) -> Result<(Told, Bytes), NetError> {
-        self.try_until(deadline.min(Instant::now() + TRY_TIME), deadline, body, ask).await
+        self.try_until(node, deadline.min(Instant::now() + TRY_TIME), deadline, body, ask).await
     }
 
-    /// One message to the current node, which may work on it until `until`.
+    /// One message to one node, which may work on it until `until`.
     async fn try_until(
         &self,
+        address: SocketAddr,
         until: Instant,
         deadline: Instant,
         body: &Bytes,
         ask: impl Fn(Instant) -> Ask,
     ) -> Result<(Told, Bytes), NetError> {
-        let address = self.address();
         let message = ask(until).message(body.clone());
         let message = message.map_err(|e| NetError::Refused { address, why: e.to_string() })?;
         let lane = if body.is_empty() { Lane::Small } else { Lane::Bulk };
@@ -212,13 +238,28 @@ impl Client {
     }
 
     fn address(&self) -> SocketAddr {
-        let Inner { addresses, current, .. } = &*self.inner;
-        addresses[current.load(Relaxed) % addresses.len()]
+        let mut away = self.inner.away.lock();
+        if away.at != 0 && away.since.elapsed() >= HOMESICK_TIME {
+            away.at = 0;
+        }
+        self.inner.addresses[away.at]
     }
 
-    async fn next_node(&self, pause: Duration, deadline: Instant) {
-        self.inner.current.fetch_add(1, Relaxed);
+    /// The node at this address has failed: use the next one, unless another call has seen to that already.
+    async fn next_node(&self, failed: SocketAddr, pause: Duration, deadline: Instant) {
+        self.leave(failed);
         let _ = timeout_at(deadline.into(), sleep_until((Instant::now() + pause).into())).await;
+    }
+
+    fn leave(&self, failed: SocketAddr) {
+        let mut away = self.inner.away.lock();
+        if self.inner.addresses[away.at] != failed {
+            return;
+        }
+        if away.at == 0 {
+            away.since = Instant::now();
+        }
+        away.at = (away.at + 1) % self.inner.addresses.len();
     }
 }
 
