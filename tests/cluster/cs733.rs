@@ -50,7 +50,7 @@ fn the_same_files_as_on_the_mounts(cluster: &Cluster) {
     let version = xattr::version(&path).expect("a version");
     assert_eq!(client.read("shared"), (version, 0, b"from a mount".to_vec()));
 
-    let large: Vec<u8> = (0..3_500_000u32).map(|at| (at * 7 >> 4) as u8).collect();
+    let large: Vec<u8> = (0..3_500_000u32).map(|at| ((at * 7) >> 4) as u8).collect();
     fs::write(cluster.at(3).join("large"), &large).expect("a write");
     assert!(client.read("large").2 == large, "a file larger than one answer's piece");
     fs::create_dir(cluster.at(3).join("directory")).expect("a directory");
