@@ -39,6 +39,8 @@ mod store;
 mod tail;
 mod types;
 
+/// What [`Replica::read_body`] fails with.
+pub use crate::log::StorageError;
 use machine::Machine;
 pub use replica::{Replica, ReplicaError, ReplicaStatus, Timing, Tuning};
 
