@@ -39,6 +39,12 @@ pub const LOCKS_PER_INODE_MAX: usize = 10_000;
 /// How long a session lives after its last sign of life, in nanoseconds of cluster time.
 pub const SESSION_TTL_NS: u64 = 30_000_000_000;
 
+/// Most requests of one mount that are answered at one time; each [`FUSE_REQUEST_DATA_BYTES`] of data count as one more.
+pub const FUSE_REQUESTS_MAX: usize = 2048;
+pub const FUSE_REQUEST_DATA_BYTES: usize = 32 << 10;
+/// Most callers of one mount that wait for a lock at one time.
+pub const FUSE_LOCK_WAITS_MAX: usize = 16_384;
+
 /// Size of one segment file of the log, in bytes.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 /// Bytes of a body that one checksum covers.
@@ -53,7 +59,19 @@ pub const FRAME_BODY_BYTES_MAX: usize = 8 << 20;
 /// Bytes of entries in one AppendEntries request.
 pub const APPEND_BYTES_MAX: usize = 4 << 20;
 
+/// Longest first line of a cs733 request, in bytes, without its CRLF: "less than 500" in the original.
+pub const CS733_LINE_BYTES_MAX: usize = 499;
+/// Most cs733 clients of one node at one time; each may hold one [`PUT_BYTES_MAX`] of memory.
+pub const CS733_CONNECTIONS_MAX: usize = 256;
+/// How long a cs733 client may be silent between requests, in seconds.
+pub const CS733_IDLE_SECONDS_MAX: u64 = 600;
+/// How long a cs733 request may take from its first byte to its last, and an answer to be taken, in seconds.
+pub const CS733_TRANSFER_SECONDS_MAX: u64 = 60;
+/// How long the cluster has to carry out one cs733 request, in seconds.
+pub const CS733_OPERATION_SECONDS_MAX: u64 = 30;
+
 const _: () = assert!(COMMAND_BYTES_MAX > XATTR_VALUE_BYTES_MAX + XATTR_NAME_BYTES_MAX);
 const _: () = assert!(XATTR_VALUE_BYTES_MAX <= XATTRS_BYTES_MAX);
+const _: () = assert!(FUSE_REQUESTS_MAX > BODY_BYTES_MAX / FUSE_REQUEST_DATA_BYTES + 1);
 const _: () = assert!(APPEND_BYTES_MAX + BODY_BYTES_MAX <= FRAME_BODY_BYTES_MAX);
 const _: () = assert!((BODY_BYTES_MAX + COMMAND_BYTES_MAX) as u64 * 8 < SEGMENT_BYTES);

@@ -5,8 +5,10 @@
 //! ```
 //!
 //! Each kind in the order of its keys, each piece far below 1 MiB encoded, produced as it is asked for. Derived indexes
-//! are not in it. The header brings what the sums do not cover and the hash that the imported state must have; an import
-//! that comes to another hash, or to an end without its end, is refused.
+//! are not in it. The header brings what the sums do not cover and the hash that the imported state must have.
+//!
+//! I15 An export is of a format that this build reads, begins with its header, ends with its end, and comes to the hash
+//!     that its header names.
 
 use super::contents::Extent;
 use super::derived::Derived;
@@ -201,5 +203,5 @@ impl State {
 }
 
 fn broken(what: &str) -> Broken {
-    Broken { number: "I11", what: what.to_string() }
+    Broken { number: "I15", what: what.to_string() }
 }

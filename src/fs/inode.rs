@@ -12,8 +12,8 @@ const GROUP_EXECUTE: u32 = 0o010;
 /// All bits of a mode that can be set.
 pub(super) const MODE_BITS: u32 = 0o7777;
 
-/// The first cookie of a directory's entries; 1 and 2 are left for `.` and `..`, which only front ends know.
-pub(super) const COOKIE_FIRST: u64 = 3;
+/// The first cookie of a directory's entries. 0 is "before the first", for whoever starts a walk.
+pub(super) const COOKIE_FIRST: u64 = 1;
 /// What a directory's size grows by, in bytes, and about how many entries fill that.
 const DIRECTORY_BLOCK_BYTES: u64 = 4096;
 const DIRECTORY_BLOCK_ENTRIES: u64 = 64;

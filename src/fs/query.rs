@@ -27,7 +27,7 @@ pub enum Query {
     ListXattrs { ino: Ino },
     /// → [`Answer::Content`]
     Content { ino: Ino, offset: u64, length: u64 },
-    /// `lseek(2)` with `SEEK_DATA` or `SEEK_HOLE`: → [`Answer::Offset`], or `NoSuchData`
+    /// `lseek(2)` with `SEEK_DATA` or `SEEK_HOLE`: → [`Answer::Offset`]
     Seek { ino: Ino, offset: u64, hole: bool },
     /// `F_GETLK`: the first lock that would conflict. → [`Answer::Lock`]
     TestLock { ino: Ino, session: SessionId, owner: LockOwner, range: LockRange, mode: LockMode },

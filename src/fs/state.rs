@@ -37,6 +37,7 @@ use std::sync::Arc;
 /// I12 Attributes belong to inodes, which count their bytes; within the limits.
 /// I13 Locks are on inodes that exist, hold to their own invariants (L1 to L8), and name living sessions.
 /// I14 An ephemeral inode's session lives; the root neither expires nor is ephemeral.
+/// I15 What an exported state must be (see `export`).
 #[derive(Clone)]
 pub struct State {
     pub(super) applied: LogIndex,

@@ -1,7 +1,7 @@
 //! The nouns: numbers with types, names, times, attributes.
 
 use crate::limits::NAME_BYTES_MAX;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use std::fmt;
 use std::sync::Arc;
 
@@ -47,8 +47,7 @@ pub struct Stamp {
 }
 
 /// A name in a directory: 1 to 255 bytes, no `/`, no NUL, neither `.` nor `..`. Not necessarily UTF-8.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(Arc<[u8]>);
 
 /// Why some bytes are not a [`Name`].
@@ -90,6 +89,19 @@ impl TryFrom<Vec<u8>> for Name {
 impl From<Name> for Vec<u8> {
     fn from(name: Name) -> Vec<u8> {
         name.0.to_vec()
+    }
+}
+
+impl Serialize for Name {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
+        let bytes = bytes::Bytes::deserialize(deserializer)?;
+        Name::new(&bytes).map_err(D::Error::custom)
     }
 }
 
@@ -149,4 +161,23 @@ pub struct Attributes {
     pub version: LogIndex,
     /// Index of the last change of anything.
     pub change: LogIndex,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Name;
+
+    #[test]
+    fn a_name_is_what_the_kernel_would_allow() {
+        for bad in [&b""[..], b".", b"..", b"a/b", b"a\0", &[b'a'; 256]] {
+            assert!(Name::new(bad).is_err(), "{}", bad.escape_ascii());
+            let bytes = crate::codec::encode("name", &bad.to_vec()).ok();
+            assert!(crate::codec::decode::<Name>("name", &bytes.unwrap_or_default()).is_err());
+        }
+        for good in [&b"..."[..], b" ", b"\xff\n", &[b'a'; 255]] {
+            let name = Name::new(good).ok();
+            let bytes = crate::codec::encode("name", &name).unwrap_or_default();
+            assert_eq!(crate::codec::decode("name", &bytes), Ok(name));
+        }
+    }
 }

@@ -9,7 +9,8 @@ use inode::{Inode, Node};
 use serde_json::{Value, json};
 use words::Virtual;
 
-const NANOS_PER_SECOND: u64 = 1_000_000_000;
+const SECOND_NS: i128 = 1_000_000_000;
+const HALF_SECOND_NS: i128 = SECOND_NS / 2;
 
 impl State {
     /// `part`: the name behind the prefix.
@@ -32,15 +33,13 @@ impl State {
     }
 
     fn seconds_left(&self, inode: &Inode) -> Option<u64> {
-        let left_ns = inode.deadline?.0.saturating_sub(self.cluster.0);
-        Some(left_ns.div_ceil(NANOS_PER_SECOND))
+        Some(words::seconds_rounded_up(inode.deadline?.0.saturating_sub(self.cluster.0)))
     }
 
     /// Unix seconds, to the nearest, so that what was set is what is read.
     fn expires(&self, inode: &Inode) -> Option<i128> {
         let nanos = self.wall_time_of(inode.deadline?);
-        let second = i128::from(NANOS_PER_SECOND);
-        Some(nanos.saturating_add(second.wrapping_div(2)).div_euclid(second))
+        Some(nanos.saturating_add(HALF_SECOND_NS).div_euclid(SECOND_NS))
     }
 
     /// Who holds it exclusively, or else who made it.
@@ -102,7 +101,7 @@ impl State {
 
 fn default_ttl(inode: &Inode) -> Option<u64> {
     match inode.node {
-        Node::Directory { default_ttl_ns: Some(ns), .. } => Some(ns.div_ceil(NANOS_PER_SECOND)),
+        Node::Directory { default_ttl_ns: Some(ns), .. } => Some(words::seconds_rounded_up(ns)),
         _ => None,
     }
 }

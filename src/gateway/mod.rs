@@ -1,1 +1,72 @@
-//! SKELETON
+//! The cs733 text protocol on the same tree: `read`, `write`, `cas`, `delete` over TCP, for `nc` and for programs that
+//! were written for the system that keelfs descends from.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `mod` | listening: who is let in, and how it ends |
+//! | `connection` | one client: bytes in, answers out in the order of the requests, deadlines |
+//! | `parser` | bytes → requests, pure |
+//! | `operations` | requests → commands and queries of the volume |
+//! | `answers` | outcomes → the words of the protocol |
+//!
+//! Names are those of the root directory. A file that is written here is an ordinary file on every mount, owned by the
+//! user that the node runs as, and the other way round; versions are those of `user.keelfs.version`.
+//!
+//! Absent on purpose: authentication (the protocol has none: listen on loopback or a trusted network), access checks
+//! (whoever can connect acts as the node), directories below the root, and concurrency within one connection: requests
+//! of one client take effect in the order in which they were sent, so the next begins when the one before is answered.
+//! Cost: a pipeline saves round trips of the network, not rounds of Raft. Who wants more in parallel connects more often.
+//!
+//! Every client is bounded in memory (one request, one piece of an answer) and in time (`CS733_*` in
+//! [`limits`](crate::limits)); a client beyond the limit of connections gets `ERR_INTERNAL` and is closed. A fault of
+//! one connection, a panic included, ends that connection only.
+
+mod answers;
+mod connection;
+mod operations;
+mod parser;
+
+use crate::limits::CS733_CONNECTIONS_MAX;
+use crate::volume::Volume;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long requests in progress may still run after `stop`.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Pause after a failed accept (usually no file descriptors), so that it is not tried in a busy loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serve clients until `stop`; returns when the last connection has ended.
+pub async fn serve(volume: Volume, listener: TcpListener, stop: CancellationToken) {
+    let mut clients = JoinSet::new();
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        while clients.try_join_next().is_some() {}
+        match accepted {
+            Ok((socket, _)) if clients.len() >= CS733_CONNECTIONS_MAX => turn_away(socket).await,
+            Ok((socket, address)) => {
+                tracing::debug!(%address, "cs733 client connected");
+                clients.spawn(connection::serve(volume.clone(), socket, stop.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a cs733 client");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let ended = tokio::time::timeout(DRAIN, async { while clients.join_next().await.is_some() {} }).await;
+    if ended.is_err() {
+        clients.shutdown().await;
+    }
+}
+
+/// Tell a client that there are too many. One write into an empty socket buffer does not wait.
+async fn turn_away(mut socket: TcpStream) {
+    tracing::warn!(limit = CS733_CONNECTIONS_MAX, "too many cs733 clients: one was turned away");
+    let mut line = Vec::new();
+    answers::Answer::Internal.append_to(&mut line);
+    let _ = tokio::time::timeout(ACCEPT_PAUSE, socket.write_all(&line)).await;
+}

@@ -47,7 +47,7 @@ pub trait DiskFile: Send + Sync {
     /// Give the blocks of this range back; it reads as zeros afterwards.
     fn punch_hole(&self, offset: u64, bytes: u64) -> io::Result<()>;
     /// Length in bytes.
-    fn len(&self) -> io::Result<u64>;
+    fn length(&self) -> io::Result<u64>;
     /// Bytes of disk that are allocated to it.
     fn allocated(&self) -> io::Result<u64>;
 }
@@ -160,7 +160,7 @@ impl DiskFile for RealFile {
         }
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
 

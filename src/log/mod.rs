@@ -389,11 +389,11 @@ impl Log {
         segments.iter().map(|segment| segment.file.allocated().unwrap_or(segment.header.bytes)).sum()
     }
 
-    /// Called once with the first fatal error of the writer thread; at once if there was one already.
+    /// Have this called once, with the first fatal error of the writer thread; at once if there was one already.
     pub fn on_failure(&self, call: Box<dyn FnOnce(Arc<StorageError>) + Send>) {
         let mut memory = self.shared.memory.lock();
         match memory.failed.clone() {
-            None => memory.on_failure = Some(call),
+            None => memory.on_failure.push(call),
             Some(error) => {
                 drop(memory);
                 call(error);
@@ -403,7 +403,6 @@ impl Log {
 
     /// Write a metadata snapshot: `meta` and then the items, each opaque bytes of at most 8 MiB, streamed (never all in
     /// memory) to one checksummed file; synced, renamed into place, directory synced; older snapshots are removed then.
-    /// An item that is an error ends it with that error, and nothing has changed.
     pub fn write_snapshot(
         &self,
         last: EntryId,

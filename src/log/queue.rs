@@ -75,7 +75,7 @@ pub struct Memory {
     /// All entries below this index are durable.
     pub durable_next: u64,
     pub failed: Option<Arc<StorageError>>,
-    pub on_failure: Option<OnFailure>,
+    pub on_failure: Vec<OnFailure>,
     queue: Vec<Job>,
     next_serial: u64,
     closing: bool,
@@ -96,7 +96,7 @@ impl Memory {
             vote: None,
             committed: None,
             failed: None,
-            on_failure: None,
+            on_failure: Vec::new(),
             queue: Vec::new(),
             next_serial: 1,
             closing: false,

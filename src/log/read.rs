@@ -26,8 +26,16 @@ enum BodyWhere {
 
 impl Shared {
     pub fn entries(&self, from: u64, to: u64, bytes_max: usize, bodies: bool) -> Result<Vec<Entry>, StorageError> {
-        let plan = self.plan(from, to, bytes_max, bodies)?;
-        plan.into_iter().map(|(id, place)| self.read_entry(id, place, bodies)).collect()
+        loop {
+            let plan = self.plan(from, to, bytes_max, bodies)?;
+            let planned_from = plan.first().map_or(from, |(id, _)| id.index);
+            let read: Result<_, _> = plan.into_iter().map(|(id, place)| self.read_entry(id, place, bodies)).collect();
+            // Purged while it was read, and its body given back: what is left of the range is still to be had.
+            let overtaken = read.is_err() && self.memory.lock().index.first() > planned_from;
+            if !overtaken {
+                return read;
+            }
+        }
     }
 
     fn plan(&self, from: u64, to: u64, bytes_max: usize, bodies: bool) -> Result<Vec<(EntryId, Where)>, StorageError> {

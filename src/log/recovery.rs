@@ -59,7 +59,7 @@ fn remove_unfinished(disk: &dyn Disk, names: &[String]) -> Result<(), StorageErr
 
 fn is_usable_spare(disk: &dyn Disk, name: &str, options: &Options) -> bool {
     name.ends_with(".free")
-        && disk.open(name).and_then(|file| file.len()).is_ok_and(|bytes| bytes == options.segment_bytes)
+        && disk.open(name).and_then(|file| file.length()).is_ok_and(|bytes| bytes == options.segment_bytes)
 }
 
 fn create(disk: &dyn Disk, options: &Options, names: &[String]) -> Result<(Memory, Tail), StorageError> {

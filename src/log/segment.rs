@@ -159,7 +159,8 @@ impl Segment {
     /// Read and decode a segment's header.
     pub fn open(file: Arc<dyn DiskFile>, path: String) -> Result<Segment, StorageError> {
         let mut bytes = [0; HEADER_BYTES];
-        let length = file.len().map_err(|e| StorageError::Io { operation: "stat", file: path.clone(), source: e })?;
+        let length =
+            file.length().map_err(|e| StorageError::Io { operation: "stat", file: path.clone(), source: e })?;
         if length < HEADER_BYTES as u64 {
             return Err(StorageError::Damaged {
                 file: path,

@@ -110,16 +110,14 @@ impl SimulatedDisk {
     /// Only the process dies: a new disk with all that was written, synced or not. This one is off.
     pub fn kill(&self) -> SimulatedDisk {
         let mut world = self.world.lock();
-        let next = World {
-            counters: Counters::default(),
-            off: false,
-            operations_left: None,
-            failing_write: None,
-            failing_sync: None,
-            ..world.clone()
-        };
+        let next = world.next_process();
         world.off = true;
         SimulatedDisk { world: Arc::new(Mutex::new(next)) }
+    }
+
+    /// Another disk with the same content, as if only the process of this one had died; this one goes on.
+    pub fn copy(&self) -> SimulatedDisk {
+        SimulatedDisk { world: Arc::new(Mutex::new(self.world.lock().next_process())) }
     }
 
     /// Lose power in the middle of the change that comes after `operations` more of them.
@@ -218,6 +216,17 @@ impl Inode {
 }
 
 impl World {
+    fn next_process(&self) -> World {
+        World {
+            counters: Counters::default(),
+            off: false,
+            operations_left: None,
+            failing_write: None,
+            failing_sync: None,
+            ..self.clone()
+        }
+    }
+
     /// Count one change. Err: the power is gone; `true` inside: it goes in the middle of this very change.
     fn step(&mut self) -> io::Result<bool> {
         if self.off {
@@ -521,7 +530,7 @@ impl DiskFile for SimulatedFile {
         self.world.lock().change(Change::Hole { inode: self.inode, offset, bytes })
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.world.lock().inodes.get(&self.inode).ok_or(io::ErrorKind::NotFound)?.now.len() as u64)
     }
 

@@ -75,14 +75,15 @@ pub fn write_snapshot(
     let temporary = format!("{name}.tmp");
     let io = |operation| {
         let file = disk.path_of(&temporary);
-        move |source| StorageError::Io { operation, file, source }
+        move |source| StorageError::Io { operation, file: file.clone(), source }
     };
     let file = disk.create(&temporary).map_err(io("create"))?;
-    let written = write_items(&*file, last, meta, items).and_then(|()| file.sync_data());
+    let written =
+        write_items(&*file, last, meta, items, &io("write")).and_then(|()| file.sync_data().map_err(io("sync")));
     if let Err(error) = written {
         // The disk may be full of it; the next opening removes it too.
         let _ = disk.remove(&temporary);
-        return Err(io("write")(error));
+        return Err(error);
     }
     disk.rename(&temporary, &name).map_err(io("rename"))?;
     disk.sync_dir().map_err(io("sync the directory of"))?;
@@ -99,13 +100,13 @@ fn write_items(
     last: EntryId,
     meta: &Bytes,
     items: &mut dyn Iterator<Item = Result<Bytes, StorageError>>,
-) -> std::io::Result<()> {
+    io: &dyn Fn(std::io::Error) -> StorageError,
+) -> Result<(), StorageError> {
     let mut sink = Sink { file, offset: 0, buffer: Vec::with_capacity(BUFFER_BYTES), crc: 0 };
-    sink.put(&encode_header(last))?;
-    sink.item(meta)?;
+    sink.put(&encode_header(last)).and_then(|()| sink.item(meta)).map_err(io)?;
     let mut count = 0u64;
     for item in items {
-        sink.item(&item.map_err(std::io::Error::other)?)?;
+        sink.item(&item?).map_err(io)?;
         count += 1;
     }
     let mut end = [0; END_BYTES as usize];
@@ -114,8 +115,7 @@ fn write_items(
     put_u32(&mut end, 16, sink.crc);
     let crc = crc32c::crc32c(&end[8..]);
     put_u32(&mut end, 4, crc);
-    sink.put(&end)?;
-    sink.flush()
+    sink.put(&end).and_then(|()| sink.flush()).map_err(io)
 }
 
 struct Sink<'a> {
@@ -204,7 +204,7 @@ impl SnapshotReader {
             move |source| StorageError::Io { operation, file, source }
         };
         let file = disk.open(name).map_err(io("open"))?;
-        let length = file.len().map_err(io("stat"))?;
+        let length = file.length().map_err(io("stat"))?;
         let mut source = Source { file, path: path.clone(), length, offset: 0, buffer: Bytes::new(), crc: 0 };
         let header = source.take(HEADER_BYTES)?;
         let last = decode_header(&header).map_err(|fault| fault.into_error(path))?;

@@ -332,16 +332,14 @@ impl Writer {
         let mut memory = self.shared.memory.lock();
         memory.failed = Some(error.clone());
         let queued = memory.drain();
-        let on_failure = memory.on_failure.take();
+        let on_failure = std::mem::take(&mut memory.on_failure);
         drop(memory);
         let waiting =
             written.into_iter().filter_map(|one| if let Written::Done(done) = one { Some(done) } else { None });
         let later =
             rest.into_iter().chain(queued).filter_map(|job| if let Job::Done(done) = job { Some(done) } else { None });
         waiting.chain(later).for_each(|done| done(Err(error.clone())));
-        if let Some(call) = on_failure {
-            call(error);
-        }
+        on_failure.into_iter().for_each(|call| call(error.clone()));
         false
     }
 }

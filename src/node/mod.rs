@@ -1,1 +1,369 @@
-//! SKELETON
+//! One running node: the data directory, the log, Raft, the listener, the front ends, and their end.
+//!
+//! Start, in order: identity, directory lock, incarnation, log, Raft, listener, the first membership (once in a
+//! cluster's life, on the node with the lowest number), upkeep, front ends. Stop, in order: mounts first, so that no
+//! program is left waiting on a file system without a server; then the other front ends and the sessions, whose ends still
+//! go through the log; then Raft; the listener last, because Raft's last words go through it.
+//!
+//! Absent on purpose: a supervisor. A node that cannot go on ends with a code that says why ([`exit::Exit`]), and whoever
+//! started it decides.
+
+pub mod exit;
+mod fatal;
+pub mod identity;
+mod upkeep;
+
+pub use exit::{Exit, NodeError};
+pub use identity::{DataDirectory, InitOptions};
+
+use crate::fuse::{self, Mount, MountOptions};
+use crate::gateway;
+use crate::log::{DirectoryLock, Log};
+use crate::net::{self, Caller, Handler, Identity, Message, NodeId};
+use crate::raft::{Replica, Timing};
+use crate::volume::{Client, KIND_FIRST, Local, NodeStatus, Volume};
+use fatal::Fatal;
+use futures_util::future::{Either, join_all, ready};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+/// How long peers may take to say whether the cluster exists already.
+const PROBE_TIME: Duration = Duration::from_secs(1);
+/// How long the next leader may take to take over.
+const HAND_OVER_TIME: Duration = Duration::from_secs(1);
+/// How long each step of a shutdown may take.
+const STEP_TIME: Duration = Duration::from_secs(10);
+
+/// How to run a node whose data directory is initialised.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    pub data: PathBuf,
+    /// Where to listen, if not at the address that the members know.
+    pub listen: Option<SocketAddr>,
+    /// Serve the cs733 text protocol here.
+    pub cs733_listen: Option<SocketAddr>,
+    /// Mount the tree at these paths.
+    pub mounts: Vec<(PathBuf, MountOptions)>,
+    pub timing: Timing,
+    /// Listen off loopback although nothing is encrypted or authenticated.
+    pub insecure_no_tls: bool,
+}
+
+/// A node that runs.
+pub struct Node {
+    status: Arc<dyn Fn() -> NodeStatus + Send + Sync>,
+    local: Local,
+    replica: Replica,
+    volumes: Vec<Volume>,
+    mounts: Vec<Mount>,
+    fatal: Fatal,
+    /// Ends the front ends and upkeep.
+    front: CancellationToken,
+    /// Ends the listener.
+    back: CancellationToken,
+    tasks: TaskTracker,
+    _lock: DirectoryLock,
+}
+
+impl Node {
+    /// Bring a node up; it serves on return. Must be called within a tokio runtime.
+    pub async fn start(options: NodeOptions) -> Result<Node, NodeError> {
+        let mut directory = DataDirectory::open(&options.data)?;
+        let lock = DirectoryLock::acquire(&directory.path)?;
+        let address = listen_address(&directory, &options)?;
+        let listener = bind(address, "peers and clients").await?;
+        let cs733 = match options.cs733_listen {
+            Some(address) => Some(bind(address, "the cs733 protocol").await?),
+            None => None,
+        };
+        let incarnation = directory.raise_incarnation()?;
+        let own = Identity { cluster: directory.cluster, node: Some(directory.node), incarnation };
+        let (fatal, log) = (Fatal::new(), open_log(directory.log()).await?);
+        fatal.watch_log(&log);
+        let fresh = log.state().last.is_none() && log.state().last_purged.is_none();
+        let replica = Replica::start(own.clone(), log, directory.members.clone(), options.timing)
+            .await
+            .map_err(|e| refine(&e, "start raft"))?;
+        fatal.watch_replica(replica.clone());
+        let local = Local::new(replica.clone(), own.clone(), directory.path.clone());
+        let status = status_of(&directory, &options, incarnation, replica.clone(), address, cs733.as_ref());
+        let (front, back, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let mut node = Node {
+            status: status.clone(),
+            local: local.clone(),
+            replica: replica.clone(),
+            volumes: Vec::new(),
+            mounts: Vec::new(),
+            fatal,
+            front,
+            back,
+            tasks,
+            _lock: lock,
+        };
+        let server = crate::volume::Server::new(local, move || status());
+        let dispatch = Arc::new(Dispatch { replica, server });
+        node.tasks.spawn(net::Server::run(listener, own, dispatch, node.back.clone()));
+        if let Err(error) = node.bring_up(&mut directory, fresh, cs733, options.mounts).await {
+            node.stop().await;
+            return Err(error);
+        }
+        Ok(node)
+    }
+
+    /// What needs the listener: the first membership, upkeep, the front ends.
+    async fn bring_up(
+        &mut self,
+        directory: &mut DataDirectory,
+        fresh: bool,
+        cs733: Option<TcpListener>,
+        mounts: Vec<(PathBuf, MountOptions)>,
+    ) -> Result<(), NodeError> {
+        if !directory.bootstrapped {
+            bootstrap(directory, &self.replica, fresh).await?;
+        }
+        self.tasks.spawn(upkeep::run(self.replica.clone(), self.front.clone()));
+        self.start_gateway(cs733);
+        self.mount_all(mounts).await
+    }
+
+    fn start_gateway(&mut self, cs733: Option<TcpListener>) {
+        if let Some(listener) = cs733 {
+            let volume = self.volume("cs733");
+            self.tasks.spawn(gateway::serve(volume, listener, self.front.clone()));
+        }
+    }
+
+    async fn mount_all(&mut self, mounts: Vec<(PathBuf, MountOptions)>) -> Result<(), NodeError> {
+        for (path, options) in mounts {
+            let volume = self.volume(&format!("mount {}", path.display()));
+            let runtime = tokio::runtime::Handle::current();
+            let failed = format!("cannot mount at {}", path.display());
+            let mount = tokio::task::spawn_blocking(move || fuse::mount(volume, runtime, &path, options)).await;
+            let mount = mount.map_err(|e| NodeError::failed(format!("{failed}: {e}")))?;
+            self.mounts.push(mount.map_err(|e| NodeError::failed(format!("{failed}: {e}")))?);
+        }
+        Ok(())
+    }
+
+    /// The tree through this node, with a session of its own that ends when the node stops.
+    pub fn volume(&mut self, purpose: &str) -> Volume {
+        let NodeStatus { node, pid, .. } = self.status();
+        let volume = Volume::local(self.local.clone(), &format!("node {node}, process {pid}, {purpose}"));
+        self.volumes.push(volume.clone());
+        volume
+    }
+
+    pub fn status(&self) -> NodeStatus {
+        (self.status)()
+    }
+
+    /// Serve until SIGTERM or SIGINT, or until the node cannot go on; then stop. A second signal ends the process at once.
+    pub async fn run(mut self) -> Result<(), NodeError> {
+        let mut signals = Signals::new()?;
+        tokio::select! {
+            error = self.fatal.reason() => return Err(self.die(error)),
+            () = signals.next() => {}
+        }
+        tracing::info!("stopping; a second signal ends the process at once");
+        tokio::select! {
+            () = self.stop() => Ok(()),
+            () = signals.next() => std::process::exit(Exit::Failed as i32),
+        }
+    }
+
+    /// The disk or Raft has failed: nothing can be finished any more, only the mounts should not stay behind.
+    fn die(&mut self, error: NodeError) -> NodeError {
+        tracing::error!("{error}");
+        fatal::end_soon(error.exit);
+        for mount in self.mounts.drain(..) {
+            if let Err(e) = mount.unmount() {
+                tracing::error!("cannot unmount: {e:#}");
+            }
+        }
+        error
+    }
+
+    /// If this node leads, let the peer that is furthest take over at once instead of after an election timeout.
+    async fn hand_over(&self) {
+        let NodeStatus { cluster, node, .. } = self.status();
+        let mut leader = self.replica.leader();
+        if *leader.borrow() != Some(node) {
+            return;
+        }
+        let furthest = ask_peers(cluster, node, &self.replica.members()).await.into_iter();
+        let Some(next) = furthest.max_by_key(|peer| peer.replica.last_log) else { return };
+        if self.replica.transfer_leader(next.node).await.is_ok() {
+            let _ =
+                timeout(HAND_OVER_TIME, leader.wait_for(|leader| leader.is_some_and(|leader| leader != node))).await;
+        }
+    }
+
+    /// Unmount, drain, end the sessions, stop Raft, close the listener. Every step is bounded.
+    pub async fn stop(&mut self) {
+        let mounts = std::mem::take(&mut self.mounts);
+        step("unmounting", async {
+            let unmounted = tokio::task::spawn_blocking(move || unmount_all(mounts)).await;
+            unmounted.unwrap_or_else(|e| tracing::error!("cannot unmount: {e}"));
+        })
+        .await;
+        self.front.cancel();
+        step("ending the sessions", join_all(self.volumes.iter().map(Volume::close))).await;
+        step("handing over the lead", self.hand_over()).await;
+        step("stopping raft", self.replica.shutdown()).await;
+        self.back.cancel();
+        self.tasks.close();
+        step("closing connections", self.tasks.wait()).await;
+    }
+}
+
+fn unmount_all(mounts: Vec<Mount>) {
+    for mount in mounts {
+        if let Err(e) = mount.unmount() {
+            tracing::error!("cannot unmount: {e:#}");
+        }
+    }
+}
+
+async fn step<T>(what: &str, work: impl Future<Output = T>) {
+    if timeout(STEP_TIME, work).await.is_err() {
+        tracing::warn!("{what} takes more than {STEP_TIME:?}: going on without");
+    }
+}
+
+/// Messages of Raft go to Raft, all others to the volume's server.
+struct Dispatch {
+    replica: Replica,
+    server: crate::volume::Server,
+}
+
+impl Handler for Dispatch {
+    fn handle(&self, from: &Caller, message: Message) -> impl Future<Output = Message> + Send + 'static {
+        match (message.kind >= KIND_FIRST, from.node) {
+            (true, _) => Either::Left(self.server.handle(message)),
+            (false, Some(_)) => Either::Right(Either::Left(self.replica.handle(from, message))),
+            (false, None) => Either::Right(Either::Right(ready(Message::refused("clients have no part in raft")))),
+        }
+    }
+}
+
+fn listen_address(directory: &DataDirectory, options: &NodeOptions) -> Result<SocketAddr, NodeError> {
+    let address = options.listen.or(directory.address());
+    let address = address.ok_or_else(|| NodeError::failed("no address to listen at: give --listen"))?;
+    for address in [Some(address), options.cs733_listen].into_iter().flatten() {
+        if !address.ip().is_loopback() && !options.insecure_no_tls {
+            return Err(NodeError::failed(format!(
+                "cannot listen at {address}: it can be reached from other machines, and nothing would be encrypted or \
+                 authenticated; use a loopback address, or give --insecure-no-tls on a network that you trust"
+            )));
+        }
+    }
+    Ok(address)
+}
+
+async fn bind(address: SocketAddr, whom: &str) -> Result<TcpListener, NodeError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| NodeError::failed(format!("cannot listen for {whom} at {address}: {e}")))
+}
+
+async fn open_log(directory: PathBuf) -> Result<Log, NodeError> {
+    let opened = tokio::task::spawn_blocking(move || Log::open(&directory)).await;
+    Ok(opened.map_err(|e| NodeError::failed(format!("cannot open the log: {e}")))??)
+}
+
+/// An error of Raft's start, with the exit code of what is beneath it.
+fn refine(error: &anyhow::Error, what: &str) -> NodeError {
+    match error.downcast_ref::<crate::log::StorageError>() {
+        Some(storage) => NodeError::from(storage),
+        None => NodeError::failed(format!("cannot {what}: {error:#}")),
+    }
+}
+
+/// Write the first membership, unless the cluster turns out to exist.
+async fn bootstrap(directory: &mut DataDirectory, replica: &Replica, fresh: bool) -> Result<(), NodeError> {
+    if fresh {
+        refuse_second_founding(directory).await?;
+        replica.initialize(directory.members.clone()).await.map_err(|e| refine(&e, "found the cluster"))?;
+        tracing::info!("founded cluster {} with {} members", directory.cluster, directory.members.len());
+    }
+    // Not fresh: an earlier start founded it and was stopped before it could note that.
+    directory.mark_bootstrapped()
+}
+
+/// A peer with entries in its log is of a cluster that exists: this node's log must have been lost.
+async fn refuse_second_founding(directory: &DataDirectory) -> Result<(), NodeError> {
+    let DataDirectory { cluster, node, members, .. } = directory;
+    match ask_peers(*cluster, *node, members).await.into_iter().find(|peer| peer.replica.last_log > 0) {
+        None => Ok(()),
+        Some(peer) => Err(NodeError::failed(format!(
+            "cannot found cluster {cluster}: node {} of it has data, and this node has none; its disk was lost or emptied. \
+             Replace node {node} with a new one under a number that was never used",
+            peer.node
+        ))),
+    }
+}
+
+/// What the other members say of themselves, those that answer in time.
+async fn ask_peers(cluster: Uuid, own: NodeId, members: &BTreeMap<NodeId, SocketAddr>) -> Vec<NodeStatus> {
+    let addresses: Vec<_> = members.iter().filter(|(node, _)| **node != own).map(|(_, address)| *address).collect();
+    let Ok(client) = Client::new(addresses.clone(), cluster) else { return Vec::new() };
+    let deadline = Instant::now() + PROBE_TIME;
+    let asked = addresses.into_iter().map(|address| client.status_of(address, deadline));
+    join_all(asked).await.into_iter().flatten().collect()
+}
+
+fn status_of(
+    directory: &DataDirectory,
+    options: &NodeOptions,
+    incarnation: u64,
+    replica: Replica,
+    address: SocketAddr,
+    cs733: Option<&TcpListener>,
+) -> Arc<dyn Fn() -> NodeStatus + Send + Sync> {
+    let mounts: Vec<String> = options.mounts.iter().map(|(path, _)| path.display().to_string()).collect();
+    let cs733 = cs733.and_then(|listener| listener.local_addr().ok());
+    let (cluster, node): (_, NodeId) = (directory.cluster, directory.node);
+    Arc::new(move || NodeStatus {
+        cluster,
+        node,
+        address,
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        incarnation,
+        mounts: mounts.clone(),
+        cs733,
+        replica: replica.status(),
+    })
+}
+
+#[cfg(test)]
+mod tests;
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals, NodeError> {
+        let listen = |kind| signal(kind).map_err(|e| NodeError::failed(format!("cannot listen for signals: {e}")));
+        Ok(Signals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

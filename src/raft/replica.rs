@@ -353,8 +353,9 @@ impl Replica {
     /// Resolves when Raft or the log has ended by itself, with the reason: the process must end.
     pub async fn failed(&self) -> String {
         let mut failure = self.inner.failure.clone();
-        match failure.wait_for(Option::is_some).await {
-            Ok(why) => why.clone().unwrap_or_default(),
+        let why = failure.wait_for(Option::is_some).await.map(|why| why.clone().unwrap_or_default());
+        match why {
+            Ok(why) => why,
             // Shut down without a failure.
             Err(_) => std::future::pending().await,
         }

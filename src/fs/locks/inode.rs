@@ -241,21 +241,6 @@ impl InodeLocks {
         self.held.insert(place, held);
     }
 
-    /// Every bit of it, in one way only, for the state's hash.
-    pub fn canonical_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        bytes.extend(self.generation.to_le_bytes());
-        bytes.extend((self.held.len() as u64).to_le_bytes());
-        for held in &self.held {
-            put_lock(&mut bytes, &held.lock);
-            bytes.extend(held.generation.to_le_bytes());
-        }
-        for waiter in &self.waiting {
-            put_lock(&mut bytes, waiter);
-        }
-        bytes
-    }
-
     /// L1 to L6.
     pub fn check(&self) -> Result<(), Broken> {
         let locks = || self.held.iter().map(|h| &h.lock).chain(&self.waiting);
@@ -326,23 +311,6 @@ fn remainder(range: LockRange, removed: LockRange) -> [Option<LockRange>; 2] {
 
 fn order(lock: &LockHolder) -> (u64, Holder) {
     (lock.range.start, Holder::of(lock))
-}
-
-fn put_lock(bytes: &mut Vec<u8>, lock: &LockHolder) {
-    let (family, owner) = match lock.owner {
-        LockOwner::Posix(owner) => (0, owner),
-        LockOwner::Flock(owner) => (1, owner),
-    };
-    let mode = match lock.mode {
-        LockMode::Shared => 0,
-        LockMode::Exclusive => 1,
-        LockMode::Unlock => 2,
-    };
-    bytes.extend([family, mode]);
-    bytes.extend(lock.pid.to_le_bytes());
-    for number in [lock.session.0, owner, lock.range.start, lock.range.end] {
-        bytes.extend(number.to_le_bytes());
-    }
 }
 
 fn hold_true(number: &'static str, holds: bool, what: &str) -> Result<(), Broken> {

@@ -26,6 +26,7 @@ mod model;
 
 pub use inode::InodeLocks;
 
+use super::canon;
 use super::command::{LockMode, LockOwner, LockRange};
 use super::query::{LockHolder, LockStanding};
 use super::reply::{Outcome, Refusal, Reply};
@@ -35,7 +36,6 @@ use imbl::{OrdMap, OrdSet};
 use inode::Holder;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use xxhash_rust::xxh3::xxh3_128;
 
 /// All locks of the file system. Cloning costs a few reference counts.
 ///
@@ -272,7 +272,5 @@ fn hash_of(ino: Ino, locks: &InodeLocks) -> u128 {
     if *locks == InodeLocks::default() {
         return 0;
     }
-    let mut bytes = ino.0.to_le_bytes().to_vec();
-    bytes.extend(locks.canonical_bytes());
-    xxh3_128(&bytes)
+    canon::hash_of(&(ino, locks))
 }

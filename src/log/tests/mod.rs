@@ -1,6 +1,9 @@
 //! The fears about the log, one file each.
 
+mod cost;
 mod crash;
+mod faults;
+mod format;
 mod real;
 mod rig;
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 
 use super::super::simulated::{SimulatedDisk, Survival};
-use super::super::{Done, Entry, EntryId, Log, Options, StorageError, Threading};
+use super::super::{Body, Done, Entry, EntryId, Log, Options, StorageError, Threading};
 use super::{body, entry};
 
 #[derive(Clone, Debug, Default)]
@@ -38,6 +38,14 @@ impl State {
 
     fn id(&self, index: u64) -> Option<EntryId> {
         self.entries.get(&index).map(|e| e.id).or(self.purged.filter(|purged| purged.index == index))
+    }
+
+    /// Whether what was imported agrees with the entries up to here: else these were never committed, and Raft would
+    /// not purge them.
+    fn is_true_upto(&self, index: u64) -> bool {
+        self.entries
+            .range(..=index)
+            .all(|(index, entry)| self.imports.get(index).is_none_or(|import| import == body(entry)))
     }
 
     fn body(&self, index: u64) -> Option<&Bytes> {
@@ -77,7 +85,8 @@ pub struct Rig {
     term: u64,
     /// Declared dead once: may be there or not.
     dead: BTreeSet<u64>,
-    committed: u64,
+    /// Behind the last entry that was ever said to be committed, as far as the open log can know.
+    committed_next: u64,
     snapshot: Option<(EntryId, usize)>,
     snapshots_tried: Vec<(EntryId, usize)>,
     pub opened: u64,
@@ -94,7 +103,7 @@ impl Rig {
             acknowledged: Arc::default(),
             term: 1,
             dead: BTreeSet::new(),
-            committed: 0,
+            committed_next: 0,
             snapshot: None,
             snapshots_tried: Vec::new(),
             opened: 0,
@@ -168,7 +177,7 @@ impl Rig {
             Op::Truncate(back) => self.truncate(*back),
             Op::Purge(ahead) => {
                 let index = self.state().first() + ahead;
-                if let Some(id) = self.state().id(index) {
+                if let Some(id) = self.state().id(index).filter(|_| self.state().is_true_upto(index)) {
                     self.purge(id);
                 }
             }
@@ -182,9 +191,11 @@ impl Rig {
             }
             Op::Import(index, size) => self.import(*index, *size),
             Op::Commit => {
-                let last = self.log().state().last;
-                self.committed = self.committed.max(last.map_or(0, |last| last.index));
-                self.log().save_committed(last);
+                let last = self.log().state().last.filter(|last| self.state().is_true_upto(last.index));
+                self.committed_next = self.committed_next.max(last.map_or(0, |last| last.index + 1));
+                if last.is_some() {
+                    self.log().save_committed(last);
+                }
             }
             Op::Snapshot(items) => self.write_snapshot(*items),
             Op::Reclaim(modulus) => self.reclaim(*modulus),
@@ -196,6 +207,12 @@ impl Rig {
     fn append(&mut self, sizes: &[(usize, usize)]) {
         let from = self.state().next();
         let entries: Vec<Entry> = sizes.iter().zip(from..).map(|(s, i)| entry(self.term, i, s.0, s.1)).collect();
+        let imports = &self.state().imports;
+        let truth = |entry: Entry| match imports.get(&entry.id.index).filter(|_| entry.id.term.is_multiple_of(2)) {
+            Some(import) => Entry { body: Body::Bytes(import.clone()), ..entry },
+            None => entry,
+        };
+        let entries: Vec<Entry> = entries.into_iter().map(truth).collect();
         for entry in &entries {
             self.change(|state| drop(state.entries.insert(entry.id.index, entry.clone())));
         }
@@ -207,7 +224,7 @@ impl Rig {
 
     fn truncate(&mut self, back: u64) {
         let state = self.state();
-        let floor = self.log().committed().map_or(0, |committed| committed.index + 1).max(state.first());
+        let floor = self.committed_next.max(state.first());
         let next = state.next().saturating_sub(back).max(floor.min(state.next()));
         let keep = next.checked_sub(1).and_then(|index| state.id(index));
         self.term += 1;
@@ -237,17 +254,19 @@ impl Rig {
     }
 
     fn import(&mut self, index: u64, size: usize) {
-        // The leader's body of an entry that is here too is the same.
+        // The leader's body of an entry that is here too is the same, unless ours was never committed.
+        let committed = self.log().committed().is_some_and(|committed| committed.index >= index);
         let bytes = match self.state().body(index) {
-            Some(same) => same.clone(),
-            None => body(&entry(99, index, 0, size.max(1))).clone(),
+            Some(same) if committed || index < self.state().first() || size.is_multiple_of(2) => same.clone(),
+            _ => body(&entry(99, index, 0, size.max(1))).clone(),
         };
         self.change(|state| drop(state.imports.insert(index, bytes.clone())));
         self.log().import_body(index, bytes, self.done());
     }
 
     fn write_snapshot(&mut self, items: usize) {
-        let Some(last) = self.state().purged.filter(|last| self.snapshot.is_none_or(|old| old.0 < *last)) else {
+        let Some(last) = self.state().purged.filter(|last| self.snapshot.is_none_or(|old| old.0.index < last.index))
+        else {
             return;
         };
         self.snapshots_tried.push((last, items));
@@ -259,7 +278,7 @@ impl Rig {
 
     fn reclaim(&mut self, modulus: u64) {
         let purged_next = self.state().first();
-        let dead = |index: &u64| index % modulus != 0;
+        let dead = |index: &u64| !index.is_multiple_of(modulus);
         self.dead.extend((0..purged_next).filter(dead));
         let dead = self.dead.clone();
         let _ = self.log().reclaim(&|index| !dead.contains(&index));
@@ -284,31 +303,35 @@ impl Rig {
                 && state.entries == held.entries
         };
         // Bodies may tell two states apart that are equal else.
-        let found = (acknowledged..self.states.len()).rev().find(|at| {
-            let state = &self.states[*at];
-            fits(state) && self.bodies_fit(state).is_ok()
-        });
-        let Some(at) = found else {
-            let near = (acknowledged..self.states.len()).find(|at| fits(&self.states[*at]));
-            let why = near.map(|at| self.bodies_fit(&self.states[at]));
-            panic!(
-                "after opening {}: acknowledged {acknowledged} of {}: {why:?}\nheld {:?} {:?} {:?} {:?}\nwant {:#?}",
-                self.opened,
-                self.states.len(),
-                held.purged,
-                held.last(),
-                held.vote,
-                held.entries.keys(),
-                self.states[acknowledged..]
-                    .iter()
-                    .map(|s| (s.purged, s.last(), s.vote.clone(), s.entries.keys().next().copied()))
-                    .collect::<Vec<_>>()
-            );
-        };
+        let fitting: Vec<usize> = (acknowledged..self.states.len())
+            .filter(|at| fits(&self.states[*at]) && self.bodies_fit(&self.states[*at]).is_ok())
+            .collect();
+        let Some(at) = fitting.last().copied() else { self.explain(&held, &fits) };
+        // An import whose bytes were there anyway cannot be seen: it may have been lost or not.
+        let unsure =
+            self.states[at].imports.keys().filter(|import| !self.states[fitting[0]].imports.contains_key(import));
+        self.dead.extend(unsure.copied().collect::<Vec<_>>());
         self.states.truncate(at + 1);
         self.acknowledged = Arc::new(AtomicUsize::new(at));
-        assert!(self.log().committed().map_or(0, |committed| committed.index) <= self.committed.max(held.first()));
+        let committed_next = self.log().committed().map_or(0, |committed| committed.index + 1);
+        assert!(committed_next <= self.committed_next.max(held.first()));
+        self.committed_next = committed_next;
         self.verify_snapshot();
+    }
+
+    fn explain(&self, held: &State, fits: &dyn Fn(&State) -> bool) -> ! {
+        let acknowledged = self.acknowledged();
+        let states = &self.states[acknowledged..];
+        let bodies = states.iter().find(|state| fits(state)).map(|state| self.bodies_fit(state));
+        let short = |state: &State| {
+            format!("{:?} {:?} {:?} {:?}", state.purged, state.last(), state.vote, state.entries.keys())
+        };
+        let wanted: Vec<String> = states.iter().map(short).collect();
+        panic!(
+            "opening {}, {acknowledged} acknowledged: {bodies:?}\nheld {}\nwant {wanted:#?}",
+            self.opened,
+            short(held)
+        );
     }
 
     fn read_all(&self) -> State {
@@ -327,7 +350,7 @@ impl Rig {
     /// Every body is there with its bytes, or was declared dead.
     pub fn bodies_fit(&self, state: &State) -> Result<(), String> {
         for index in 0..state.next().max(state.imports.keys().next_back().map_or(0, |last| last + 1)) {
-            let dead = index < state.first() && self.dead.contains(&index);
+            let dead = self.dead.contains(&index) && !state.entries.contains_key(&index);
             let want = state.body(index);
             let got = match want {
                 Some(want) => self.log().read_body(index, 0, want.len() as u32),
@@ -360,7 +383,11 @@ impl Rig {
             assert_eq!((meta, items.clone()), (want_meta, want_items.collect()));
             (last, items.len())
         });
-        assert!(held >= self.snapshot && held.is_none_or(|held| self.snapshots_tried.contains(&held)), "{held:?}");
+        let at = |snapshot: Option<(EntryId, usize)>| snapshot.map(|(last, _)| last.index);
+        assert!(
+            at(held) >= at(self.snapshot) && held.is_none_or(|held| self.snapshots_tried.contains(&held)),
+            "{held:?}"
+        );
         self.snapshot = held;
     }
 }

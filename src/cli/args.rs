@@ -1,0 +1,320 @@
+//! The words of the command line: what `clap` parses, and the help that it prints.
+//!
+//! Every verb shows an example, because an example is what people look for in a help text.
+
+use crate::cli::words::{MemberAt, MountAt, NodeList, SignalName, TreePath, Ttl, Which};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "keelfs",
+    version,
+    about = "One directory, the same on every machine of a small cluster",
+    after_help = "Exit codes:\n  \
+        0 done   1 failed   2 usage   3 version mismatch   4 not found   5 no majority or timeout\n  \
+        6 lock busy   73 data directory in use   74 storage failed   75 data damaged\n\n\
+        Start here:\n  keelfs cluster start\n  echo hello > mnt/greeting",
+    disable_help_subcommand = true,
+    max_term_width = 110
+)]
+pub struct CommandLine {
+    #[command(subcommand)]
+    pub verb: Verb,
+    /// Print JSON instead of text; errors too
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// A whole cluster on this machine: start, look, break, mend, stop
+    #[command(subcommand)]
+    Cluster(ClusterVerb),
+    /// Give a data directory its place in a cluster (once in its life)
+    #[command(after_help = "Example, a cluster of three; the same --cluster and --member on each:\n  \
+        keelfs init --data /var/lib/keelfs --cluster 6f1c… --node 1 \\\n    \
+        --member 1=10.0.0.1:7700 --member 2=10.0.0.2:7700 --member 3=10.0.0.3:7700")]
+    Init(InitArgs),
+    /// Run one node in the foreground
+    #[command(after_help = "Example:\n  keelfs serve --data /var/lib/keelfs --mount /srv/shared")]
+    Serve(ServeArgs),
+    /// Mount a cluster that runs elsewhere
+    #[command(after_help = "Example:\n  keelfs mount 10.0.0.1:7700,10.0.0.2:7700 /srv/shared --background")]
+    Mount(MountArgs),
+    /// Unmount, also when the process that served the mount is gone
+    #[command(after_help = "Example:\n  keelfs umount /srv/shared")]
+    Umount(UmountArgs),
+    /// Who leads, and how far each node is
+    #[command(after_help = "Examples:\n  keelfs status\n  keelfs status --node 10.0.0.1:7700 --json")]
+    Status(RemoteArgs),
+    /// Compare all replicas at one index and test their invariants
+    #[command(after_help = "Example:\n  keelfs check && echo sound")]
+    Check(RemoteArgs),
+    /// Print a file
+    #[command(after_help = "Example:\n  keelfs read /greeting")]
+    Read(PathArgs),
+    /// Replace or create a whole file; prints its new version
+    #[command(
+        after_help = "A write cancels the file's expiry unless --ttl gives a new one. Up to 1 MiB it is one step \
+        that replaces the content in place; more goes to a hidden file that is then renamed.\n\n\
+        Examples:\n  echo hello | keelfs write /greeting\n  keelfs write /token secret.txt --ttl 30s"
+    )]
+    Write(WriteArgs),
+    /// Replace a whole file if its version is VERSION; prints the version it then has
+    #[command(
+        after_help = "VERSION 0 means: the file must not exist. On a mismatch the exit code is 3 and the current \
+        version is printed.\n\nExample:\n  v=$(keelfs stat /greeting --version-only)\n  \
+        echo goodbye | keelfs cas /greeting \"$v\" || echo someone was faster"
+    )]
+    Cas(CasArgs),
+    /// Remove a file, or an empty directory with --directory
+    #[command(after_help = "Example:\n  keelfs rm /greeting")]
+    Rm(RmArgs),
+    /// Show a file's attributes and version
+    #[command(after_help = "Examples:\n  keelfs stat /greeting\n  keelfs stat /greeting --version-only")]
+    Stat(StatArgs),
+    /// Show or set how long a file has to live
+    #[command(
+        after_help = "Examples:\n  keelfs ttl /token        # seconds left, or none\n  keelfs ttl /token 5m     \
+        # five minutes from now\n  keelfs ttl /token 0      # for ever"
+    )]
+    Ttl(TtlArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClusterVerb {
+    /// Start a cluster, or what is not running of it
+    #[command(after_help = "Examples:\n  keelfs cluster start\n  \
+        keelfs cluster start --nodes 3 --mount 1=./a --mount 2=./b")]
+    Start(StartArgs),
+    /// List the nodes
+    #[command(after_help = "Example:\n  keelfs cluster status --json | jq '.[] | select(.role == \"leader\").id'")]
+    Status(DirArgs),
+    /// Send a signal to nodes, to see how the others take over
+    #[command(after_help = "Examples:\n  keelfs cluster kill leader\n  keelfs cluster kill 2 3\n  \
+        keelfs cluster kill leader --signal STOP")]
+    Kill(KillArgs),
+    /// Start dead nodes again; stop running ones first
+    #[command(after_help = "Examples:\n  keelfs cluster restart 2\n  keelfs cluster restart all")]
+    Restart(RestartArgs),
+    /// Unmount and stop all nodes; the data stays
+    #[command(after_help = "Example:\n  keelfs cluster stop")]
+    Stop(DirArgs),
+    /// Stop the cluster and delete its data
+    #[command(after_help = "Example:\n  keelfs cluster destroy --yes")]
+    Destroy(DestroyArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct DirArgs {
+    /// The cluster's directory
+    #[arg(long, default_value = "./cluster")]
+    pub dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct StartArgs {
+    #[command(flatten)]
+    pub at: DirArgs,
+    /// How many nodes: 1 to 7, better odd [default: 5; of an existing cluster what it has]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=7))]
+    pub nodes: Option<u64>,
+    /// Mount node NODE at PATH; may be repeated [default: 1=./mnt]
+    #[arg(long, value_name = "NODE=PATH", conflicts_with = "no_mount")]
+    pub mount: Vec<MountAt>,
+    /// Mount nothing
+    #[arg(long)]
+    pub no_mount: bool,
+    /// Node N listens on P+N [default: 7700]
+    #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..=65_528))]
+    pub base_port: Option<u16>,
+    /// Node N speaks the cs733 protocol on P+N [default: 8700]
+    #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..=65_528))]
+    pub cs733_base_port: Option<u16>,
+    /// How long to wait until the cluster answers
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct KillArgs {
+    /// Nodes by number, `leader`, or `all`
+    #[arg(required = true, value_name = "NODE|leader|all")]
+    pub which: Vec<Which>,
+    /// Name or number of the signal
+    #[arg(long, default_value = "KILL")]
+    pub signal: SignalName,
+    #[command(flatten)]
+    pub at: DirArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct RestartArgs {
+    /// Nodes by number, `leader`, or `all`
+    #[arg(required = true, value_name = "NODE|leader|all")]
+    pub which: Vec<Which>,
+    #[command(flatten)]
+    pub at: DirArgs,
+    /// How long to wait until the nodes answer
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct DestroyArgs {
+    #[command(flatten)]
+    pub at: DirArgs,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The data directory: made if it is missing, refused if it holds anything
+    #[arg(long)]
+    pub data: PathBuf,
+    /// The cluster's id, the same on all its nodes (`uuidgen` makes one)
+    #[arg(long)]
+    pub cluster: uuid::Uuid,
+    /// This node's number: never reused, not even after a disk is lost
+    #[arg(long)]
+    pub node: u64,
+    /// Every node's number and address, also this one's; once for each
+    #[arg(long = "member", required = true, value_name = "NODE=ADDRESS")]
+    pub members: Vec<MemberAt>,
+}
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The data directory, as given to `keelfs init`
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Listen here instead of at the address that the members know
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<std::net::SocketAddr>,
+    /// Listen where other machines can reach it, although nothing is encrypted or authenticated
+    #[arg(long)]
+    pub insecure_no_tls: bool,
+    /// Mount the tree here
+    #[arg(long, value_name = "DIR")]
+    pub mount: Option<PathBuf>,
+    /// Mount options, comma-separated, as of `keelfs mount`
+    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    pub options: Vec<String>,
+    /// Speak the cs733 text protocol here
+    #[arg(long, value_name = "ADDRESS")]
+    pub cs733_listen: Option<std::net::SocketAddr>,
+    /// Leave the terminal's session first: `keelfs cluster` starts nodes so
+    #[arg(long, hide = true)]
+    pub own_session: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct MountArgs {
+    /// Addresses of nodes, comma-separated: more than one, so that one may be down
+    #[arg(value_name = "HOST[:PORT][,…]")]
+    pub nodes: NodeList,
+    /// Where to mount
+    pub dir: PathBuf,
+    /// Mount options, comma-separated: ro, allow_other, timeout=30s, consistency=strict|local, max_write=BYTES
+    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    pub options: Vec<String>,
+    /// Return once the mount answers, and serve it from a process of its own
+    #[arg(long)]
+    pub background: bool,
+    /// Where that process writes its log [default: a new file in the directory for temporary files]
+    #[arg(long, value_name = "FILE", requires = "background")]
+    pub log: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    pub own_session: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// The mount point
+    pub dir: PathBuf,
+    /// Take it out of sight now, even if programs use it; it ends with the last of them
+    #[arg(long)]
+    pub lazy: bool,
+}
+
+/// Which cluster a verb talks to, and for how long.
+#[derive(Debug, Args)]
+pub struct RemoteArgs {
+    /// Addresses of nodes, comma-separated [env: KEELFS_NODES]
+    #[arg(long, value_name = "HOST[:PORT][,…]")]
+    pub node: Option<NodeList>,
+    /// Or the directory of a cluster on this machine [default: ./cluster]
+    #[arg(long, conflicts_with = "node")]
+    pub dir: Option<PathBuf>,
+    /// How long to try
+    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct PathArgs {
+    /// Absolute in the tree: /dir/name
+    pub path: TreePath,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    #[command(flatten)]
+    pub at: PathArgs,
+    /// Remove an empty directory
+    #[arg(long)]
+    pub directory: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct StatArgs {
+    #[command(flatten)]
+    pub at: PathArgs,
+    /// Print nothing but the version
+    #[arg(long)]
+    pub version_only: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct WriteArgs {
+    /// Absolute in the tree: /dir/name
+    pub path: TreePath,
+    #[command(flatten)]
+    pub content: ContentArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct CasArgs {
+    /// Absolute in the tree: /dir/name
+    pub path: TreePath,
+    /// The version that the file must have; 0: it must not exist
+    pub version: u64,
+    #[command(flatten)]
+    pub content: ContentArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ContentArgs {
+    /// Where the content comes from; `-` is standard input
+    #[arg(default_value = "-")]
+    pub file: PathBuf,
+    /// Remove the file this long after: 30, 30s, 5m, 2h, 7d
+    #[arg(long, value_name = "DURATION")]
+    pub ttl: Option<Ttl>,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct TtlArgs {
+    #[command(flatten)]
+    pub at: PathArgs,
+    /// 30, 30s, 5m, 2h, 7d; 0: for ever
+    pub duration: Option<Ttl>,
+}

@@ -1,0 +1,114 @@
+//! `keelfs cluster`: a whole cluster on this machine, for first steps, for tests and for seeing nodes fail.
+//!
+//! Each node is an ordinary `keelfs serve` process in a session of its own, and each mount an ordinary `keelfs mount`
+//! process beside its node. These verbs start, watch and end those processes; nothing of them stays behind in memory, so
+//! any later call finds the cluster by its directory alone.
+//!
+//! Decision: a mount is not in its node's process, so it outlives its node: it asks that node first and, while that is
+//! down, the others. Cost: one step over loopback for every request of the kernel.
+
+pub mod config;
+mod ports;
+pub mod process;
+mod start;
+mod stop;
+
+use crate::cli::args::{ClusterVerb, DirArgs, KillArgs, RestartArgs};
+use crate::cli::block_on;
+use crate::cli::error::CliResult;
+use crate::cli::output::{Output, warn};
+use crate::cli::remote::Remote;
+use crate::cli::status::{NodeReport, gather, leader, table};
+use config::{ClusterDir, NodeConfig};
+use process::{Duty, Server};
+use serde_json::json;
+use std::time::Duration;
+
+pub fn run(verb: ClusterVerb, output: Output) -> CliResult {
+    match verb {
+        ClusterVerb::Start(args) => start::start(args, output),
+        ClusterVerb::Status(args) => status(args, output),
+        ClusterVerb::Kill(args) => kill(args, output),
+        ClusterVerb::Restart(args) => restart(args, output),
+        ClusterVerb::Stop(args) => stop::stop(args, output),
+        ClusterVerb::Destroy(args) => stop::destroy(args, output),
+    }
+}
+
+/// What each node tells, with what only this machine knows: its process and its mount.
+fn report(cluster: &ClusterDir) -> CliResult<Vec<NodeReport>> {
+    let nodes: Vec<_> = cluster.config.nodes.iter().map(|node| (node.id, node.address)).collect();
+    let remote = Remote::of_cluster(cluster, Duration::from_secs(5))?;
+    let mut reports = block_on(async { Ok(gather(&remote, nodes).await) })?;
+    for (report, node) in reports.iter_mut().zip(&cluster.config.nodes) {
+        report.pid = server(cluster, node).map(|server| server.pid);
+        report.mount = node.mount.clone();
+    }
+    Ok(reports)
+}
+
+fn server(cluster: &ClusterDir, node: &NodeConfig) -> Option<Server> {
+    Server::find(&Duty::Node(cluster.data(node.id)))
+}
+
+/// `keelfs cluster status`
+fn status(args: DirArgs, output: Output) -> CliResult {
+    let cluster = ClusterDir::load(&args.dir)?;
+    let reports = report(&cluster)?;
+    output.show(&reports, || table(&reports))?;
+    if leader(&reports).is_none() {
+        warn(&no_leader(&cluster, &reports));
+    }
+    Ok(())
+}
+
+fn no_leader(cluster: &ClusterDir, reports: &[NodeReport]) -> String {
+    let (up, all) = (reports.iter().filter(|report| report.answers()).count(), reports.len());
+    let dir = cluster.dir.display();
+    format!(
+        "no node leads; {up} of {all} answer, {} must. `keelfs cluster start --dir {dir}` starts the rest",
+        all / 2 + 1
+    )
+}
+
+/// `keelfs cluster kill`
+fn kill(args: KillArgs, output: Output) -> CliResult {
+    let cluster = ClusterDir::load(&args.at.dir)?;
+    let leader = match args.which.contains(&super::words::Which::Leader) {
+        true => leader(&report(&cluster)?),
+        false => None,
+    };
+    let mut killed = Vec::new();
+    for node in cluster.chosen(&args.which, leader)? {
+        match server(&cluster, node) {
+            Some(server) => {
+                server.signal(args.signal.0)?;
+                output.say(&line_of_kill(node, leader, server.pid, args.signal))?;
+                killed.push(json!({ "id": node.id, "pid": server.pid, "signal": args.signal.to_string() }));
+            }
+            None => output.say(&format!("node {} is not running", node.id))?,
+        }
+    }
+    if output.json { output.show(&killed, String::new) } else { Ok(()) }
+}
+
+fn line_of_kill(node: &NodeConfig, leader: Option<u64>, pid: u32, signal: super::words::SignalName) -> String {
+    let role = if leader == Some(node.id) { ", the leader" } else { "" };
+    format!("sent {signal} to node {}{role} (pid {pid})", node.id)
+}
+
+/// `keelfs cluster restart`
+fn restart(args: RestartArgs, output: Output) -> CliResult {
+    let cluster = ClusterDir::load(&args.at.dir)?;
+    let _lock = ClusterDir::lock(&cluster.dir)?;
+    let leader = match args.which.contains(&super::words::Which::Leader) {
+        true => leader(&report(&cluster)?),
+        false => None,
+    };
+    let chosen = cluster.chosen(&args.which, leader)?;
+    // Living mounts stay: they go on with the other nodes meanwhile.
+    stop::end_nodes(&cluster, &chosen, output)?;
+    start::bring_up(&cluster, &chosen, args.timeout)?;
+    let reports = report(&cluster)?;
+    output.show(&reports, || table(&reports))
+}

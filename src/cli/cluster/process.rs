@@ -1,0 +1,208 @@
+//! The processes of a cluster, its nodes and its mounts: started in sessions of their own, found again through /proc.
+//!
+//! Decision: a pid file is written for people but never believed, because the number in it may long belong to another
+//! process. A node's process is whichever runs `keelfs serve --data` on exactly that directory, a mount's whichever runs
+//! `keelfs mount` at exactly that path; and a signal goes through a pidfd that was opened before that was verified, so it
+//! cannot reach a process that took the number over meanwhile.
+
+use crate::cli::error::{CliError, CliResult, Tried};
+use rustix::fd::OwnedFd;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How often we look whether a process has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// What a process is there for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// Serving the node whose data directory (absolute) this is.
+    Node(PathBuf),
+    /// Serving the mount at this path (absolute).
+    Mount(PathBuf),
+}
+
+/// A running `keelfs` process of a cluster, held by a pidfd.
+#[derive(Debug)]
+pub struct Server {
+    pub pid: u32,
+    handle: OwnedFd,
+    duty: Duty,
+}
+
+impl Server {
+    /// The process that does this duty, if one does.
+    pub fn find(duty: &Duty) -> Option<Server> {
+        let pids =
+            fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        pids.into_iter().find_map(|pid| Server::open(pid, duty))
+    }
+
+    fn open(pid: u32, duty: &Duty) -> Option<Server> {
+        if !serves(pid, duty) {
+            return None;
+        }
+        let handle = pidfd_open(Pid::from_raw(pid as i32)?, PidfdFlags::empty()).ok()?;
+        serves(pid, duty).then(|| Server { pid, handle, duty: duty.clone() })
+    }
+
+    pub fn signal(&self, signal: Signal) -> CliResult {
+        match pidfd_send_signal(&self.handle, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(why) => Err(why).tried(|| format!("cannot signal process {}", self.pid)),
+        }
+    }
+
+    /// Wait until the process has ended; `false` if the deadline passed first.
+    pub fn wait_gone(&self, deadline: Instant) -> bool {
+        while self.runs() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        true
+    }
+
+    /// A zombie has no command line any more, so it counts as ended.
+    fn runs(&self) -> bool {
+        serves(self.pid, &self.duty)
+    }
+}
+
+/// Does process `pid` do this duty?
+fn serves(pid: u32, duty: &Duty) -> bool {
+    let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
+    match (duty_of(&words), duty) {
+        (Some(Duty::Node(named)), Duty::Node(data)) => {
+            let Ok(cwd) = fs::read_link(format!("/proc/{pid}/cwd")) else { return false };
+            let named = cwd.join(named);
+            // A directory that is gone can only be compared by its name.
+            named.canonicalize().unwrap_or(named) == *data
+        }
+        // Never looked at on the disk: a dead mount does not answer. `keelfs cluster` gives the path absolute.
+        (Some(Duty::Mount(named)), Duty::Mount(path)) => named == *path,
+        _ => false,
+    }
+}
+
+/// What `keelfs serve --data DIR` and `keelfs mount --own-session NODES DIR` are there for, as their words name it.
+fn duty_of(words: &[&[u8]]) -> Option<Duty> {
+    let path = |word: &[u8]| PathBuf::from(OsStr::from_bytes(word));
+    let program = words.first()?.rsplit(|b| *b == b'/').next()?;
+    if !program.starts_with(b"keelfs") {
+        return None;
+    }
+    match (*words.get(1)?, *words.get(2)?) {
+        (b"serve", _) => {
+            let at = words.iter().position(|w| *w == b"--data" || w.starts_with(b"--data="))?;
+            let data = words.get(at)?.strip_prefix(b"--data=").or_else(|| words.get(at + 1).copied())?;
+            Some(Duty::Node(path(data)))
+        }
+        (b"mount", b"--own-session") => Some(Duty::Mount(path(words.get(4)?))),
+        _ => None,
+    }
+}
+
+/// What to start: a `keelfs` verb with its words, and where its output goes.
+pub struct Detached<'a> {
+    pub words: Vec<&'a OsStr>,
+    pub log: &'a Path,
+}
+
+impl Detached<'_> {
+    /// Start this program anew, detached from our terminal: the child makes a session of its own.
+    pub fn start(&self) -> CliResult<Child> {
+        let what = || "cannot start a keelfs process".to_string();
+        let program = std::env::current_exe().tried(what)?;
+        let open = || OpenOptions::new().create(true).append(true).open(self.log);
+        let log = open().tried(|| format!("cannot write {}", self.log.display()))?;
+        let both = log.try_clone().tried(what)?;
+        Command::new(program)
+            .args(&self.words)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(both)
+            .spawn()
+            .tried(what)
+    }
+}
+
+/// Leave the terminal's session, so that its end and its Ctrl-C do not reach us.
+pub fn leave_session() -> CliResult {
+    match rustix::process::setsid() {
+        // EPERM: we lead a session already.
+        Ok(_) | Err(rustix::io::Errno::PERM) => Ok(()),
+        Err(why) => Err(why).tried(|| "cannot leave the terminal's session".into()),
+    }
+}
+
+/// The last lines of a log from byte `from` on, indented, for an error message.
+pub fn last_lines(log: &Path, from: u64, lines: usize) -> String {
+    let Ok(bytes) = fs::read(log) else { return String::new() };
+    let fresh = bytes.get(from as usize..).unwrap_or(&bytes);
+    let text = String::from_utf8_lossy(fresh);
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].iter().map(|line| format!("\n    {line}")).collect()
+}
+
+/// Ask these to end, wait, and kill those that do not. Returns the pids that had to be killed.
+pub fn end(servers: &[Server], patience: Duration) -> CliResult<Vec<u32>> {
+    for server in servers {
+        server.signal(Signal::TERM)?;
+        // A stopped process would not see its TERM.
+        server.signal(Signal::CONT)?;
+    }
+    let deadline = Instant::now() + patience;
+    let mut killed = Vec::new();
+    for server in servers.iter().filter(|s| !s.wait_gone(deadline)) {
+        server.signal(Signal::KILL)?;
+        killed.push(server.pid);
+        if !server.wait_gone(Instant::now() + Duration::from_secs(5)) {
+            return Err(CliError::failed(format!("process {} does not end, not even by SIGKILL", server.pid)));
+        }
+    }
+    Ok(killed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_serve_on_that_directory_and_mount_at_that_path_count() {
+        let duty = |line: &'static str| duty_of(&line.split(' ').map(str::as_bytes).collect::<Vec<_>>());
+        let node = Some(Duty::Node("/d/node-1".into()));
+        assert_eq!(duty("/usr/bin/keelfs serve --data /d/node-1 --mount /m"), node);
+        assert_eq!(duty("keelfs serve --own-session --data=/d/node-1"), node);
+        assert_eq!(duty("keelfs mount --own-session 127.0.0.1:1,127.0.0.1:2 /m"), Some(Duty::Mount("/m".into())));
+        assert_eq!(duty("keelfs mount 127.0.0.1:1 /m"), None);
+        assert_eq!(duty("vim serve --data /d/node-1"), None);
+        assert_eq!(duty("keelfs serve"), None);
+    }
+
+    #[test]
+    fn a_strange_process_with_a_recycled_pid_is_not_ours() {
+        let tmp = tempfile::tempdir().unwrap();
+        for duty in [Duty::Node(tmp.path().into()), Duty::Mount(tmp.path().into())] {
+            assert!(Server::open(std::process::id(), &duty).is_none());
+            assert!(Server::find(&duty).is_none());
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_log_is_quoted() {
+        let tmp = tempfile::tempdir().unwrap();
+        let log = tmp.path().join("log");
+        fs::write(&log, "old\none\ntwo\nthree\n").unwrap();
+        assert_eq!(last_lines(&log, 4, 2), "\n    two\n    three");
+        assert_eq!(last_lines(&tmp.path().join("none"), 0, 2), "");
+    }
+}

@@ -1,0 +1,175 @@
+//! `keelfs mount` and `keelfs umount`: a mount without a replica in its process.
+
+use crate::cli::args::{MountArgs, UmountArgs};
+use crate::cli::block_on;
+use crate::cli::cluster::process::{self, leave_session};
+use crate::cli::error::{CliError, CliResult, Tried};
+use crate::cli::mounts::{self, Found, Life, Unmount};
+use crate::cli::output::Output;
+use crate::cli::remote::Remote;
+use crate::fuse::{self, Mount, MountOptions};
+use crate::node::exit::Exit;
+use serde_json::json;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use uuid::Uuid;
+
+/// How long the cluster may take to answer before a mount is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often we look whether a mount has come, or gone.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Options of mount(8) that are not for us: they steer mount(8) and the boot, or say what is so anyway.
+const NOT_OURS: [&str; 12] =
+    ["rw", "defaults", "auto", "noauto", "user", "nouser", "_netdev", "nofail", "exec", "suid", "dev", "async"];
+
+/// `keelfs mount`
+pub fn mount(args: MountArgs, output: Output) -> CliResult {
+    if args.own_session {
+        leave_session()?;
+    }
+    let dir = mounts::absolute(&args.dir)?;
+    let options = mount_options(&args.options)?;
+    mounts::prepare(&dir)?;
+    match args.background {
+        true => mount_in_background(&args, &dir, output),
+        false => block_on(serve_mount(&args, &dir, options)),
+    }
+}
+
+/// Serve until a signal comes or somebody unmounts.
+async fn serve_mount(args: &MountArgs, dir: &Path, options: MountOptions) -> CliResult {
+    let remote = Remote::to(args.nodes.0.clone(), Uuid::nil(), PATIENCE)?;
+    // A mount that nobody answers would only make programs wait: say so now.
+    remote.members().await?;
+    let volume = remote.volume(&format!("mount {}", dir.display()));
+    let what = || format!("cannot mount at {}", dir.display());
+    let (mounting, runtime, at) = (volume.clone(), tokio::runtime::Handle::current(), dir.to_owned());
+    let mounted = tokio::task::spawn_blocking(move || fuse::mount(mounting, runtime, &at, options)).await;
+    let mounted = mounted.tried(what)?.tried(what)?;
+    let ended = until_told_or_unmounted(&mounted).await;
+    let unmounted = tokio::task::spawn_blocking(move || mounted.unmount()).await;
+    volume.close().await;
+    let what = || format!("cannot unmount {}", dir.display());
+    unmounted.tried(what)?.tried(what)?;
+    ended
+}
+
+async fn until_told_or_unmounted(mounted: &Mount) -> CliResult {
+    let listen = |kind| signal(kind).tried(|| "cannot listen for signals".into());
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        end = mounted.ended() => end.tried(|| format!("the mount at {} ended", mounted.path().display())),
+    }
+}
+
+/// Run this very command in a process of its own, and watch until its mount answers.
+fn mount_in_background(args: &MountArgs, dir: &Path, output: Output) -> CliResult {
+    let log = args
+        .log
+        .clone()
+        .unwrap_or_else(|| std::env::temp_dir().join(format!("keelfs-mount-{}.log", Uuid::new_v4().simple())));
+    let log = std::path::absolute(&log).tried(|| format!("cannot write {}", log.display()))?;
+    let nodes: Vec<_> = args.nodes.0.iter().map(|address| address.to_string()).collect();
+    let (nodes, options) = (nodes.join(","), args.options.join(","));
+    let mut words: Vec<&OsStr> =
+        vec![OsStr::new("mount"), OsStr::new("--own-session"), OsStr::new(&nodes), dir.as_os_str()];
+    if !options.is_empty() {
+        words.extend([OsStr::new("-o"), OsStr::new(&options)]);
+    }
+    let mut child = process::Detached { words, log: &log }.start()?;
+    wait_until_mounted(&mut child, dir, &log)?;
+    let (pid, dir) = (child.id(), dir.display());
+    output.show(&json!({ "mount": args.dir, "pid": pid, "log": log }), || {
+        format!("mounted at {dir}, served by process {pid}; its log is {}", log.display())
+    })
+}
+
+fn wait_until_mounted(child: &mut Child, dir: &Path, log: &PathBuf) -> CliResult {
+    let deadline = Instant::now() + PATIENCE + Duration::from_secs(5);
+    loop {
+        let said = || process::last_lines(log, 0, 8);
+        if let Some(status) = child.try_wait().tried(|| "cannot watch the mount's process".into())? {
+            let exit = if status.code() == Some(Exit::NoMajority as i32) { Exit::NoMajority } else { Exit::Failed };
+            return Err(CliError::new(exit, format!("cannot mount at {}:{}", dir.display(), said())));
+        }
+        if mounts::found(dir)? == Found::Ours && mounts::life(dir) == Life::Answers {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            // It is our child, and not yet waited for: the number is still its own.
+            let _ = child.kill();
+            return Err(CliError::new(Exit::NoMajority, format!("no answer in time at {}:{}", dir.display(), said())));
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// `keelfs umount`
+pub fn umount(args: UmountArgs, output: Output) -> CliResult {
+    let dir = mounts::absolute(&args.dir)?;
+    mounts::release(&dir, if args.lazy { Unmount::Lazy } else { Unmount::Clean })?;
+    if output.json { output.show(&json!({ "unmounted": dir }), String::new) } else { Ok(()) }
+}
+
+/// The words of `-o`.
+pub fn mount_options(words: &[String]) -> CliResult<MountOptions> {
+    let mut options = MountOptions::default();
+    for word in words.iter().filter(|word| !word.is_empty() && !NOT_OURS.contains(&word.as_str())) {
+        options.set(word).map_err(|unknown| CliError::usage(unknown.to_string()))?;
+    }
+    Ok(options)
+}
+
+/// Called as `mount.fuse.keelfs SOURCE DIR [-sfnv] [-o OPTIONS]`, as mount(8) does for `mount -t fuse.keelfs`: the same as
+/// words of ours. Called by its own name: unchanged.
+pub fn from_mount8(words: Vec<OsString>) -> Vec<OsString> {
+    let name = words.first().map(PathBuf::from).unwrap_or_default();
+    if name.file_name() != Some(OsStr::new("mount.fuse.keelfs")) {
+        return words;
+    }
+    let mut ours: Vec<OsString> = ["keelfs", "mount", "--background"].map(OsString::from).into();
+    let mut rest = words.into_iter().skip(1);
+    let mut places = 0;
+    while let Some(word) = rest.next() {
+        match word.to_str() {
+            Some("-o") => ours.extend([word].into_iter().chain(rest.next())),
+            Some(flags) if flags.starts_with('-') => (),
+            // HOST[:PORT][,…]:/ as in fstab
+            Some(source) if places == 0 => {
+                places = 1;
+                ours.push(source.strip_suffix(":/").unwrap_or(source).into());
+            }
+            _ => ours.push(word),
+        }
+    }
+    ours
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount8_speaks_another_order() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(
+            from_mount8(words("/sbin/mount.fuse.keelfs a:7700,b:/ /srv -n -o rw,_netdev,allow_other")),
+            words("keelfs mount --background a:7700,b /srv -o rw,_netdev,allow_other")
+        );
+        assert_eq!(from_mount8(words("keelfs mount a /srv")), words("keelfs mount a /srv"));
+    }
+
+    #[test]
+    fn options_of_mount8_are_passed_over_and_unknown_ones_refused() {
+        let options = |line: &str| mount_options(&line.split(',').map(String::from).collect::<Vec<_>>());
+        assert!(options("rw,_netdev,nofail,allow_other").unwrap().allow_other);
+        let refused = options("rw,alow_other").unwrap_err();
+        assert_eq!(refused.exit, Exit::Usage);
+        assert!(refused.message.contains("alow_other"), "{refused}");
+    }
+}

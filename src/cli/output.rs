@@ -1,0 +1,78 @@
+//! What goes to standard output: text for people or JSON for programs, never both.
+//!
+//! Standard error takes errors, and progress while it is a terminal. A reader that has gone away (`keelfs … | head`) ends
+//! the output without an error.
+
+use crate::cli::error::{CliError, CliResult, Tried};
+use serde::Serialize;
+use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
+
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    pub json: bool,
+}
+
+impl Output {
+    /// One result: `value` as JSON or else `text`, each with a newline.
+    pub fn show(self, value: &impl Serialize, text: impl FnOnce() -> String) -> CliResult {
+        let line = match self.json {
+            true => serde_json::to_string_pretty(value).tried(|| "cannot write the result as JSON".into())?,
+            false => text(),
+        };
+        raw(line.as_bytes())?;
+        raw(b"\n")
+    }
+
+    /// A line on the way, for people only.
+    pub fn say(self, line: &str) -> CliResult {
+        if self.json { Ok(()) } else { raw(format!("{line}\n").as_bytes()) }
+    }
+
+    pub fn error(self, error: &CliError) {
+        let text = match self.json {
+            true => serde_json::json!({ "error": error.message, "exit": error.exit as u8 }).to_string(),
+            false => format!("keelfs: {error}"),
+        };
+        let _ = writeln!(stderr(), "{text}");
+    }
+}
+
+/// Bytes as they are.
+pub fn raw(bytes: &[u8]) -> CliResult {
+    let mut out = stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(why) if why.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result.tried(|| "cannot write to standard output".into()),
+    }
+}
+
+/// A warning that does not stop the verb.
+pub fn warn(line: &str) {
+    let _ = writeln!(stderr(), "keelfs: {line}");
+}
+
+/// A line on standard error that is written over and over while something takes its time; nothing in a pipe.
+pub struct Progress {
+    shown: bool,
+}
+
+impl Progress {
+    pub fn new() -> Progress {
+        Progress { shown: false }
+    }
+
+    pub fn show(&mut self, line: &str) {
+        if stderr().is_terminal() {
+            self.shown = true;
+            let _ = write!(stderr(), "\r\x1b[K{line}").and_then(|()| stderr().flush());
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown {
+            let _ = write!(stderr(), "\r\x1b[K").and_then(|()| stderr().flush());
+        }
+    }
+}

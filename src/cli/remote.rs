@@ -1,0 +1,114 @@
+//! The way from a verb to a running cluster: which nodes to ask, for how long, and what they tell.
+
+use crate::cli::args::RemoteArgs;
+use crate::cli::cluster::config::ClusterDir;
+use crate::cli::error::{CliError, CliResult, Tried, plain};
+use crate::cli::words::NodeList;
+use crate::fs::LogIndex;
+use crate::net::NodeId;
+use crate::node::exit::Exit;
+use crate::volume::{Client, NodeStatus, Volume};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// Where a verb looks for a cluster when it is told nothing.
+const DEFAULT_DIR: &str = "./cluster";
+
+const NODES_VARIABLE: &str = "KEELFS_NODES";
+
+/// The nodes that a verb may ask, and how long it may take.
+pub struct Remote {
+    client: Client,
+    cluster: Uuid,
+    nodes: Vec<SocketAddr>,
+    pub timeout: Duration,
+    started: Instant,
+}
+
+impl Remote {
+    /// From `--node` or `--dir`, else from KEELFS_NODES, else from `./cluster` if it is there.
+    pub fn new(args: &RemoteArgs) -> CliResult<Remote> {
+        let here = Path::new(DEFAULT_DIR);
+        // Nil: whichever cluster answers at the addresses.
+        let at = |nodes: NodeList| Remote::to(nodes.0, Uuid::nil(), args.timeout);
+        match (&args.node, &args.dir, nodes_of_environment()?) {
+            (Some(nodes), _, _) => at(nodes.clone()),
+            (None, Some(dir), _) => Remote::of_cluster(&ClusterDir::load(dir)?, args.timeout),
+            (None, None, Some(nodes)) => at(nodes),
+            (None, None, None) if ClusterDir::exists(here) => {
+                Remote::of_cluster(&ClusterDir::load(here)?, args.timeout)
+            }
+            (None, None, None) => Err(CliError::usage(format!(
+                "which cluster? There is none in {DEFAULT_DIR}: name nodes with --node HOST:PORT (or {NODES_VARIABLE}), or a \
+                 cluster's directory with --dir"
+            ))),
+        }
+    }
+
+    pub fn of_cluster(cluster: &ClusterDir, timeout: Duration) -> CliResult<Remote> {
+        let nodes = cluster.config.nodes.iter().map(|node| node.address).collect();
+        Remote::to(nodes, cluster.config.cluster, timeout)
+    }
+
+    pub fn to(nodes: Vec<SocketAddr>, cluster: Uuid, timeout: Duration) -> CliResult<Remote> {
+        let client = Client::new(nodes.clone(), cluster).tried(|| "cannot reach a cluster".into())?;
+        Ok(Remote { client, cluster, nodes, timeout, started: Instant::now() })
+    }
+
+    /// When the verb must have ended.
+    pub fn deadline(&self) -> Instant {
+        self.started + self.timeout
+    }
+
+    /// The tree, in a session that is named after this process and what it does.
+    pub fn volume(&self, purpose: &str) -> Volume {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        self.client.volume(&format!("{}, process {}, {purpose}", host.trim(), std::process::id()))
+    }
+
+    /// All nodes, as the first one that answers knows them.
+    pub async fn members(&self) -> CliResult<BTreeMap<NodeId, SocketAddr>> {
+        let answer = self.client.members(self.deadline()).await;
+        answer.map_err(|_| {
+            let asked: Vec<_> = self.nodes.iter().map(SocketAddr::to_string).collect();
+            CliError::new(
+                Exit::NoMajority,
+                format!("no node answers at {}: are they running, and are these their addresses?", asked.join(", ")),
+            )
+        })
+    }
+
+    pub async fn status_of(&self, address: SocketAddr, deadline: Instant) -> Result<NodeStatus, String> {
+        self.client.status_of(address, deadline).await.map_err(|why| plain(&why))
+    }
+
+    /// The state's hash right after entry `index` at this very node, hexadecimal, once the node has applied it. `None`:
+    /// it has not, or does not know it any more.
+    pub async fn hash_at(
+        &self,
+        address: SocketAddr,
+        index: LogIndex,
+        deadline: Instant,
+    ) -> Result<Option<String>, String> {
+        let hash = self.only(address)?.hash_at(index, deadline).await.map_err(|why| plain(&why))?;
+        Ok(hash.map(|hash| format!("{hash:032x}")))
+    }
+
+    /// The first broken invariant of this very node's state, in words.
+    pub async fn check_of(&self, address: SocketAddr, deadline: Instant) -> Result<Option<String>, String> {
+        self.only(address)?.check(deadline).await.map_err(|why| format!("its invariants were not tested: {why}"))
+    }
+
+    fn only(&self, address: SocketAddr) -> Result<Client, String> {
+        Client::new(vec![address], self.cluster).map_err(|why| why.to_string())
+    }
+}
+
+fn nodes_of_environment() -> CliResult<Option<NodeList>> {
+    let Some(text) = std::env::var_os(NODES_VARIABLE).filter(|text| !text.is_empty()) else { return Ok(None) };
+    let nodes = text.to_string_lossy().parse();
+    nodes.map(Some).map_err(|why| CliError::usage(format!("cannot use {NODES_VARIABLE}: {why}")))
+}

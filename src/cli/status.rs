@@ -1,0 +1,187 @@
+//! What the nodes tell about themselves: `keelfs status`, and the ground of `keelfs cluster status`.
+
+use crate::cli::args::RemoteArgs;
+use crate::cli::error::CliResult;
+use crate::cli::output::{Output, warn};
+use crate::cli::remote::Remote;
+use crate::net::NodeId;
+use crate::volume::NodeStatus;
+use serde::Serialize;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long one node gets to tell its status before it counts as silent.
+const NODE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// One row. What a silent node cannot tell is null.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NodeReport {
+    pub id: NodeId,
+    pub address: SocketAddr,
+    /// On the node's machine.
+    pub pid: Option<u32>,
+    /// `leader`, `follower`, `candidate`, …; `down`: does not answer.
+    pub role: String,
+    pub term: Option<u64>,
+    pub leader: Option<NodeId>,
+    pub last_log: Option<u64>,
+    pub applied: Option<u64>,
+    /// Hexadecimal, at `applied`.
+    pub state_hash: Option<String>,
+    pub log_bytes: Option<u64>,
+    /// On the node's machine.
+    pub mount: Option<PathBuf>,
+    /// Why a silent node is silent.
+    pub error: Option<String>,
+}
+
+impl NodeReport {
+    fn of(id: NodeId, address: SocketAddr, told: Result<NodeStatus, String>) -> NodeReport {
+        let (told, error) = match told {
+            // Another node moved to this address: that is not the one we ask about.
+            Ok(told) if told.node != id => (None, Some(format!("node {} answers there", told.node))),
+            Ok(told) => (Some(told), None),
+            Err(why) => (None, Some(why)),
+        };
+        let replica = told.as_ref().map(|told| &told.replica);
+        NodeReport {
+            id,
+            address,
+            pid: told.as_ref().map(|told| told.pid),
+            role: replica.map_or("down", |r| &r.role).to_lowercase(),
+            term: replica.map(|r| r.term),
+            leader: replica.and_then(|r| r.leader),
+            last_log: replica.map(|r| r.last_log),
+            applied: replica.map(|r| r.applied),
+            state_hash: replica.map(|r| r.state_hash.clone()),
+            log_bytes: replica.map(|r| r.log_bytes),
+            mount: told.as_ref().and_then(|told| told.mounts.first()).map(PathBuf::from),
+            error,
+        }
+    }
+
+    pub fn answers(&self) -> bool {
+        self.error.is_none()
+    }
+}
+
+/// Ask all of these at once; each gets its own short time.
+pub async fn gather(remote: &Remote, nodes: impl IntoIterator<Item = (NodeId, SocketAddr)>) -> Vec<NodeReport> {
+    let deadline = Instant::now() + NODE_PATIENCE;
+    let asked = nodes
+        .into_iter()
+        .map(async |(id, address)| NodeReport::of(id, address, remote.status_of(address, deadline).await));
+    futures_util::future::join_all(asked).await
+}
+
+/// The node that leads: the one that says so in the highest term.
+pub fn leader(reports: &[NodeReport]) -> Option<NodeId> {
+    let leaders = reports.iter().filter(|report| report.role == "leader");
+    leaders.max_by_key(|report| report.term).map(|report| report.id)
+}
+
+/// The reports as a table for people. The columns that nobody fills are left out.
+pub fn table(reports: &[NodeReport]) -> String {
+    let mut rows = vec![
+        ["NODE", "ADDRESS", "PID", "ROLE", "TERM", "LAST LOG", "APPLIED", "STATE HASH", "MOUNT"].map(String::from),
+    ];
+    rows.extend(reports.iter().map(row));
+    let widths: Vec<usize> = (0..rows[0].len()).map(|column| width(&rows, column)).collect();
+    let lines: Vec<String> = rows.iter().map(|row| line(row, &widths)).collect();
+    lines.join("\n")
+}
+
+fn row(report: &NodeReport) -> [String; 9] {
+    fn or_dash(value: Option<impl ToString>) -> String {
+        value.map_or("-".into(), |v| v.to_string())
+    }
+    let hash = report.state_hash.as_ref().map(|hash| hash.chars().take(12).collect::<String>());
+    [
+        report.id.to_string(),
+        report.address.to_string(),
+        or_dash(report.pid),
+        report.role.clone(),
+        or_dash(report.term),
+        or_dash(report.last_log),
+        or_dash(report.applied),
+        or_dash(hash),
+        or_dash(report.mount.as_ref().map(|path| path.display())),
+    ]
+}
+
+/// 0 for a column in which nothing is known.
+fn width(rows: &[[String; 9]], column: usize) -> usize {
+    let known = rows[1..].iter().any(|row| row[column] != "-");
+    if known { rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0) } else { 0 }
+}
+
+fn line(row: &[String], widths: &[usize]) -> String {
+    let cells = row.iter().zip(widths).filter(|(_, width)| **width > 0);
+    let text: Vec<String> = cells.map(|(cell, &width)| format!("{cell:width$}")).collect();
+    text.join("  ").trim_end().to_string()
+}
+
+/// `keelfs status`. Having no leader is an answer, not a failure.
+pub async fn status(args: RemoteArgs, output: Output) -> CliResult {
+    let remote = Remote::new(&args)?;
+    let members = remote.members().await?;
+    let reports = gather(&remote, members).await;
+    output.show(&reports, || table(&reports))?;
+    if leader(&reports).is_none() {
+        warn("no node leads: the cluster waits until a majority of its nodes runs and can reach one another");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::ReplicaStatus;
+
+    fn report(id: NodeId, role: &str, term: u64) -> NodeReport {
+        let address = SocketAddr::from(([127, 0, 0, 1], 7700 + id as u16));
+        let (role, state_hash) = (role.to_string(), "ab".repeat(16));
+        let replica = ReplicaStatus {
+            role,
+            term,
+            leader: None,
+            last_log: 9,
+            applied: 8,
+            state_hash,
+            snapshot: 0,
+            purged: 0,
+            log_bytes: 1,
+        };
+        let (cluster, version) = (uuid::Uuid::nil(), "1".to_string());
+        let told = NodeStatus {
+            cluster,
+            node: id,
+            address,
+            pid: 42,
+            version,
+            incarnation: 1,
+            mounts: vec![],
+            cs733: None,
+            replica,
+        };
+        NodeReport::of(id, address, Ok(told))
+    }
+
+    #[test]
+    fn a_leader_that_was_deposed_does_not_count() {
+        let reports = [report(1, "Leader", 3), report(2, "Leader", 4), report(3, "Follower", 4)];
+        assert_eq!(leader(&reports), Some(2));
+        assert_eq!(leader(&reports[2..]), None);
+    }
+
+    #[test]
+    fn a_table_leaves_out_what_nobody_knows() {
+        let down = NodeReport::of(2, "127.0.0.1:7702".parse().unwrap(), Err("refused".into()));
+        let shown = table(&[report(1, "Leader", 3), down]);
+        let lines: Vec<_> = shown.lines().collect();
+        assert_eq!(lines[0], "NODE  ADDRESS         PID  ROLE    TERM  LAST LOG  APPLIED  STATE HASH");
+        assert_eq!(lines[1], "1     127.0.0.1:7701  42   leader  3     9         8        abababababab");
+        assert_eq!(lines[2], "2     127.0.0.1:7702  -    down    -     -         -        -");
+    }
+}

@@ -1,0 +1,221 @@
+//! A whole file's content on its way into the tree.
+//!
+//! Up to [`PUT_BYTES_MAX`] it is one command. More is written to a hidden file beside the target, which is then renamed;
+//! until that rename nobody sees anything of it. The hidden file is given an expiry at once, so that an upload that
+//! was cut off leaves nothing behind for ever.
+//!
+//! Cost of the second way: the target becomes another inode, so its other hard links keep the old content.
+
+use crate::cli::error::{CliError, CliResult, Tried};
+use crate::cli::files::Files;
+use crate::cli::words::TreePath;
+use crate::fs::*;
+use crate::limits::{BODY_BYTES_MAX, PUT_BYTES_MAX};
+use crate::volume::Failure;
+use bytes::Bytes;
+use std::fs::File;
+use std::io::{Read, stdin};
+use std::path::Path;
+
+/// How long an unfinished upload may lie about, in nanoseconds: a day.
+const UNFINISHED_NS: u64 = 86_400_000_000_000;
+/// Of a file that is new.
+const MODE: u32 = 0o644;
+
+/// Where the bytes come from.
+pub struct Content {
+    source: Box<dyn Read + Send>,
+    name: String,
+}
+
+impl Content {
+    /// `-` is standard input.
+    pub fn open(file: &Path) -> CliResult<Content> {
+        if file == Path::new("-") {
+            return Ok(Content { source: Box::new(stdin()), name: "standard input".into() });
+        }
+        let source = File::open(file).tried(|| format!("cannot read {}", file.display()))?;
+        Ok(Content { source: Box::new(source), name: file.display().to_string() })
+    }
+
+    /// The next `limit` bytes; fewer only at the end.
+    fn next(&mut self, limit: usize) -> CliResult<Bytes> {
+        let mut piece = Vec::new();
+        let read = self.source.by_ref().take(limit as u64).read_to_end(&mut piece);
+        read.tried(|| format!("cannot read {}", self.name))?;
+        Ok(piece.into())
+    }
+}
+
+/// What is to become of which name.
+pub struct Target<'a> {
+    parent: &'a str,
+    name: Name,
+    path: &'a TreePath,
+    expected: Expected,
+    expiry: ExpiryChange,
+}
+
+impl<'a> Target<'a> {
+    pub fn new(path: &'a TreePath, expected: Expected, expiry: ExpiryChange) -> CliResult<Target<'a>> {
+        let (parent, name) = place(path, "write")?;
+        Ok(Target { parent, name, path, expected, expiry })
+    }
+}
+
+/// The directory and the name that a path means; the root has none.
+pub fn place<'a>(path: &'a TreePath, tried: &str) -> CliResult<(&'a str, Name)> {
+    let refused = |why: String| CliError::usage(format!("cannot {tried} {path}: {why}"));
+    let (parent, name) = path.split().ok_or_else(|| refused("it is the root directory".into()))?;
+    Ok((parent, Name::new(name.as_bytes()).map_err(|why| refused(why.to_string()))?))
+}
+
+/// Why an upload failed: here, or there.
+pub enum Error {
+    Here(CliError),
+    Call(Failure),
+}
+
+impl Error {
+    pub fn said(self, tried: &str, path: &TreePath) -> CliError {
+        match self {
+            Error::Here(error) => error,
+            Error::Call(failure) => CliError::call(tried, path.as_str(), &failure),
+        }
+    }
+}
+
+impl From<CliError> for Error {
+    fn from(error: CliError) -> Error {
+        Error::Here(error)
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Error {
+        Error::Call(failure)
+    }
+}
+
+/// Replace or create the target; its new version.
+pub async fn put(files: &Files, target: &Target<'_>, mut content: Content) -> Result<LogIndex, Error> {
+    let first = content.next(PUT_BYTES_MAX + 1)?;
+    let parent = files.resolve(target.parent).await?.ino;
+    if first.len() > PUT_BYTES_MAX {
+        return put_large(files, target, parent, first, content).await;
+    }
+    let command = Command::Put {
+        parent,
+        name: target.name.clone(),
+        expected: target.expected,
+        expiry: target.expiry,
+        mode: MODE,
+        length: first.len() as u32,
+    };
+    version(files.submit(command, first).await?, files, target).await
+}
+
+async fn put_large(
+    files: &Files,
+    target: &Target<'_>,
+    parent: Ino,
+    first: Bytes,
+    content: Content,
+) -> Result<LogIndex, Error> {
+    let hidden = hidden_name()?;
+    let made = Command::Make { parent, name: hidden.clone(), node: NewNode::File, mode: mode_of(files, target).await? };
+    let ino = match files.submit(made, Bytes::new()).await? {
+        Reply::Attributes(attributes) => attributes.ino,
+        other => return Err(unexpected(&other)),
+    };
+    let result = fill_and_rename(files, target, Place { parent, name: hidden.clone() }, ino, first, content).await;
+    if result.is_err() {
+        // The failure to tell is the first one; what stays behind now has its expiry.
+        let _ = files.submit(Command::Unlink { parent, name: hidden, expected: Some(ino) }, Bytes::new()).await;
+    }
+    result
+}
+
+/// Hidden, not a name that a person would choose, and never the same twice.
+fn hidden_name() -> CliResult<Name> {
+    let name = format!(".keelfs-write-{}", uuid::Uuid::new_v4().simple());
+    Name::new(name.as_bytes()).tried(|| format!("cannot use the name {name}"))
+}
+
+/// The mode of the file that is replaced, so that replacing does not open a secret to all.
+async fn mode_of(files: &Files, target: &Target<'_>) -> Result<u32, Error> {
+    match files.resolve(target.path.as_str()).await {
+        Ok(replaced) => Ok(replaced.mode),
+        Err(Failure::Refused(Refusal::NoSuchName)) => Ok(MODE),
+        Err(failure) => Err(failure.into()),
+    }
+}
+
+async fn fill_and_rename(
+    files: &Files,
+    target: &Target<'_>,
+    hidden: Place,
+    ino: Ino,
+    first: Bytes,
+    mut content: Content,
+) -> Result<LogIndex, Error> {
+    let expiry = ExpiryChange::After { ns: UNFINISHED_NS };
+    files.submit(Command::SetExpiry { ino, expiry }, Bytes::new()).await?;
+    let (mut offset, mut piece) = (0, first);
+    while !piece.is_empty() {
+        let now = piece.split_to(piece.len().min(BODY_BYTES_MAX));
+        let length = now.len() as u32;
+        files.submit(Command::Write { ino, offset, length }, now).await?;
+        offset += u64::from(length);
+        if piece.is_empty() {
+            piece = content.next(BODY_BYTES_MAX)?;
+        }
+    }
+    if let Expected::Version(version) = target.expected {
+        files.submit(Command::SetReplaceIf { ino, version: Some(version) }, Bytes::new()).await?;
+    }
+    files.submit(Command::SetExpiry { ino, expiry: target.expiry }, Bytes::new()).await?;
+    let to = Place { parent: hidden.parent, name: target.name.clone() };
+    let rename = Command::Rename { from: hidden, to, mode: RenameMode::Replace, moved: Some(ino), replaced: None };
+    let reply = files.submit(rename, Bytes::new()).await?;
+    version(reply, files, target).await
+}
+
+/// The version that a reply tells; else the one that the target has now.
+async fn version(reply: Reply, files: &Files, target: &Target<'_>) -> Result<LogIndex, Error> {
+    match reply {
+        Reply::Attributes(attributes) => Ok(attributes.version),
+        _ => Ok(files.resolve(target.path.as_str()).await?.version),
+    }
+}
+
+fn unexpected(reply: &Reply) -> Error {
+    Error::Call(Failure::Stopped(format!("a reply of another kind than asked for came: {reply:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_comes_in_full_pieces() {
+        let mut content = Content { source: Box::new(&b"abcdefg"[..]), name: "test".into() };
+        assert_eq!(&content.next(3).unwrap()[..], b"abc");
+        assert_eq!(&content.next(3).unwrap()[..], b"def");
+        assert_eq!(&content.next(3).unwrap()[..], b"g");
+        assert!(content.next(3).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_missing_file_and_the_root_are_named() {
+        let missing = Content::open(Path::new("/no/such/file")).err().unwrap();
+        assert_eq!(missing.message, "cannot read /no/such/file: no such file or directory");
+        let root: TreePath = "/".parse().unwrap();
+        assert!(place(&root, "write").unwrap_err().message.contains("root directory"));
+    }
+
+    #[test]
+    fn hidden_names_are_names() {
+        assert_ne!(hidden_name().unwrap(), hidden_name().unwrap());
+    }
+}

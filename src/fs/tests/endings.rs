@@ -1,0 +1,149 @@
+use super::*;
+use crate::limits::SESSION_TTL_NS;
+
+fn expire_after(ino: Ino, seconds: u64) -> Command {
+    Command::SetExpiry { ino, expiry: ExpiryChange::After { ns: seconds * SECOND } }
+}
+
+#[test]
+fn nothing_ends_early_and_what_was_renewed_stays() {
+    let mut play = Play::new();
+    let file = play.file("f");
+    play.run(expire_after(file, 10)).unwrap();
+    let deadline = play.state.next_deadline().unwrap();
+    assert_eq!(play.state.due(ClusterTime(deadline.0 - 1), 10), []);
+    let expire = Command::Expire { ino: file, deadline };
+    assert_eq!(play.state.due(deadline, 10), std::slice::from_ref(&expire));
+    play.lead(expire.clone()).unwrap();
+    assert!(play.at("f").is_ok(), "proposed too early: cluster time has not come so far");
+    play.now = deadline.0;
+    play.run(expire_after(file, 10)).unwrap();
+    play.lead(expire).unwrap();
+    assert!(play.at("f").is_ok(), "renewed while the removal was on its way");
+    play.expire_until(play.now + 10 * SECOND);
+    assert_eq!(play.at("f"), Err(Refusal::NoSuchName));
+}
+
+#[test]
+fn all_names_of_a_file_end_together() {
+    let mut play = Play::new();
+    let directory = play.directory("d");
+    let file = play.file("f");
+    attributes(play.run(Command::Link { ino: file, parent: directory, name: name("g") }));
+    play.run(expire_after(file, 1)).unwrap();
+    play.expire_until(play.now + SECOND);
+    assert_eq!((play.names(Ino::ROOT).len(), play.names(directory).len()), (1, 0));
+    assert_eq!(play.stat(directory).version.0, play.index);
+}
+
+#[test]
+fn a_directory_ends_when_it_is_empty() {
+    let mut play = Play::new();
+    let directory = play.directory("d");
+    play.make_in(directory, "f", NewNode::File);
+    play.run(expire_after(directory, 1)).unwrap();
+    assert_eq!(play.state.due(ClusterTime(u64::MAX), 10).len(), 1, "only the session: a leader need not try");
+    play.now += 2 * SECOND;
+    play.run(Command::Unlink { parent: directory, name: name("f"), expected: None }).unwrap();
+    play.expire_until(play.now);
+    assert_eq!(play.at("d"), Err(Refusal::NoSuchName));
+}
+
+#[test]
+fn a_default_ttl_is_given_to_what_is_made_and_not_again() {
+    let mut play = Play::new();
+    let directory = play.directory("d");
+    let older = play.make_in(directory, "older", NewNode::File);
+    play.run(Command::SetDefaultTtl { ino: directory, ttl_ns: Some(5 * SECOND) }).unwrap();
+    let made = play.make_in(directory, "made", NewNode::File);
+    let put = |at: &str, expiry| {
+        let (parent, name, expected) = (directory, name(at), Expected::Anything);
+        Command::Put { parent, name, expected, expiry, mode: 0o644, length: 1 }
+    };
+    let plain = attributes(play.run(put("plain", ExpiryChange::Clear))).ino;
+    let own = attributes(play.run(put("own", ExpiryChange::After { ns: 9 * SECOND }))).ino;
+    let ttl = |play: &Play, ino| play.xattr(ino, "user.keelfs.ttl");
+    assert_eq!(ttl(&play, older), Err(Refusal::NoSuchXattr));
+    assert_eq!([made, plain, own].map(|ino| ttl(&play, ino).unwrap()), ["5", "5", "9"]);
+    play.write(made, 0, 1);
+    assert!(ttl(&play, made).is_ok(), "a plain write keeps it");
+    attributes(play.run(put("made", ExpiryChange::Clear)));
+    assert_eq!(ttl(&play, made), Err(Refusal::NoSuchXattr));
+}
+
+#[test]
+fn what_is_open_somewhere_outlives_its_name() {
+    let mut play = Play::new();
+    let file = play.file("f");
+    let written = play.write(file, 0, 100).version;
+    let (xattr, value) = (Bytes::from_static(b"user.a"), Bytes::from_static(b"b"));
+    play.run(Command::SetXattr { ino: file, name: xattr, value, mode: XattrMode::Any }).unwrap();
+    let (owner, range) = (LockOwner::Posix(1), LockRange { start: 0, end: 0 });
+    play.run(Command::Lock { ino: file, owner, range, mode: LockMode::Exclusive, pid: 1, wait: false }).unwrap();
+    let other = play.open_session();
+    play.unlink("f").unwrap();
+    assert_eq!(play.stat(file).nlink, 0);
+    let link = Command::Link { ino: file, parent: Ino::ROOT, name: name("back") };
+    assert_eq!(play.run(link), Err(Refusal::NoSuchName), "an orphan gets no name again");
+    assert_eq!(play.write(file, 100, 1).size, 101);
+    assert_eq!(play.state.orphans_of(other, 10), [file]);
+    let late = play.open_session();
+    assert_eq!(play.state.orphans_of(late, 10), [], "who came later cannot have it open");
+    play.run(Command::KeepAlive { closed: vec![file] }).unwrap();
+    assert!(play.state.refers_to(written));
+    play.put(&request(other, 1, 1, USER, Command::KeepAlive { closed: vec![file, Ino(99)] }), 0).unwrap();
+    assert_eq!(play.state.attributes(file), Err(Refusal::NoSuchInode));
+    assert_eq!(play.state.live_bodies(LogIndex(0)).count(), 0);
+}
+
+#[test]
+fn with_a_session_end_its_locks_holds_and_ephemeral_files() {
+    let mut play = Play::new();
+    let guarded = play.file("guarded");
+    let (mine, theirs) = (play.session, play.open_session());
+    let lock = |wait| Command::Lock {
+        ino: guarded,
+        owner: LockOwner::Flock(1),
+        range: LockRange { start: 0, end: u64::MAX },
+        mode: LockMode::Exclusive,
+        pid: 1,
+        wait,
+    };
+    assert_eq!(play.run(lock(false)), Ok(Reply::Locked { generation: 1 }));
+    assert_eq!(play.put(&request(theirs, 1, 1, USER, lock(true)), 0), Ok(Reply::Waiting));
+    let directory = play.directory("d");
+    let inside = play.make_in(directory, "inside", NewNode::File);
+    let kept = play.make_in(directory, "kept", NewNode::File);
+    for ino in [directory, inside] {
+        play.run(Command::SetEphemeral { ino, ephemeral: true }).unwrap();
+    }
+    assert_eq!(play.run(Command::CloseSession), Ok(Reply::Done));
+    assert_eq!(play.run(Command::KeepAlive { closed: vec![] }), Err(Refusal::SessionEnded));
+    let standing = Query::LockStanding {
+        ino: guarded,
+        session: theirs,
+        owner: LockOwner::Flock(1),
+        range: LockRange { start: 0, end: u64::MAX },
+    };
+    assert_eq!(play.state.answer(&standing), Ok(Answer::LockStanding(LockStanding::Held { generation: 2 })));
+    assert_eq!(play.at("d/inside"), Err(Refusal::NoSuchName));
+    assert_eq!(play.state.orphans_of(mine, 10), []);
+    assert_eq!(play.at("d/kept").unwrap().ino, kept, "a directory goes when it is empty");
+    let unlink = Command::Unlink { parent: directory, name: name("kept"), expected: None };
+    play.put(&request(theirs, 2, 2, USER, unlink), 0).unwrap();
+    play.expire_until(play.now);
+    assert_eq!(play.at("d"), Err(Refusal::NoSuchName));
+}
+
+#[test]
+fn only_silence_ends_a_session() {
+    let mut play = Play::new();
+    let due = play.state.next_deadline().unwrap();
+    let end = play.state.due(due, 10).remove(0);
+    play.now = due.0;
+    play.run(Command::KeepAlive { closed: vec![] }).unwrap();
+    play.lead(end).unwrap();
+    assert!(play.state.session_exists(play.session), "it was heard from in between");
+    play.expire_until(play.now + SESSION_TTL_NS);
+    assert!(!play.state.session_exists(play.session));
+}

@@ -1,0 +1,118 @@
+//! Contents: reading, writing, allocating, seeking, copying.
+//!
+//! A write is durable on a majority when it returns, so `fsync` has nothing to do. `O_APPEND` becomes an Append, whose
+//! offset is found in apply: the offset that the kernel sends is this mount's idea of the size. Pages of a shared
+//! mapping that the kernel writes back are never appends, whatever handle they come through.
+
+use super::call::{Call, changed_attributes, unexpected};
+use super::errno::{Kind, of_failure};
+use super::translate;
+use crate::fs::{Answer, AttributeChanges, Attributes, Command, Ino, Query, Reply};
+use crate::volume::Capacity;
+use bytes::Bytes;
+use fuser::Errno;
+
+/// Most bytes that one copy reply can report, in whole pages.
+const COPY_BYTES_MAX: u64 = !4095u32 as u64;
+
+/// Where a write goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    At(u64),
+    End,
+}
+
+impl Target {
+    pub fn of(offset: u64, open_flags: i32, from_page_cache: bool) -> Target {
+        match open_flags & libc::O_APPEND != 0 && !from_page_cache {
+            true => Target::End,
+            false => Target::At(offset),
+        }
+    }
+}
+
+impl Call {
+    pub async fn read(&self, ino: Ino, handle: u64, offset: u64, length: u32) -> Result<Bytes, Errno> {
+        self.lock_session(ino, handle).await?;
+        let read = self.volume().read_as(ino, offset, length, self.mounted.freshness, self.deadline).await;
+        read.map(|(_, bytes)| bytes).map_err(|failure| of_failure(&failure, Kind::Question))
+    }
+
+    pub async fn write(&self, ino: Ino, handle: u64, target: Target, data: Bytes) -> Result<u32, Errno> {
+        let length = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
+        let command = match target {
+            Target::At(offset) => Command::Write { ino, offset, length },
+            Target::End => Command::Append { ino, length },
+        };
+        self.change(ino, Some(handle), command, data).await?;
+        Ok(length)
+    }
+
+    /// Every way to set attributes, sizes included.
+    pub async fn set_attributes(
+        &self,
+        ino: Ino,
+        handle: Option<u64>,
+        changes: AttributeChanges,
+    ) -> Result<Attributes, Errno> {
+        changed_attributes(self.change(ino, handle, Command::SetAttributes { ino, changes }, Bytes::new()).await?)
+    }
+
+    /// Submit a change that came through a handle: not if the locks that were taken through it are lost.
+    async fn change(&self, ino: Ino, handle: Option<u64>, command: Command, body: Bytes) -> Result<Reply, Errno> {
+        let locked_in = match handle {
+            Some(handle) => self.lock_session(ino, handle).await?,
+            None => None,
+        };
+        match locked_in {
+            Some(session) => self.submit_within(session, command, body).await,
+            None => self.submit_with(command, body).await,
+        }
+    }
+
+    pub async fn allocate(&self, ino: Ino, handle: u64, mode: i32, offset: u64, length: u64) -> Result<(), Errno> {
+        let mode = translate::allocate_mode(mode)?;
+        let command = Command::Allocate { ino, mode, offset, length };
+        self.change(ino, Some(handle), command, Bytes::new()).await.map(drop)
+    }
+
+    pub async fn seek(&self, ino: Ino, offset: i64, whence: i32) -> Result<i64, Errno> {
+        let hole = match whence {
+            libc::SEEK_DATA => false,
+            libc::SEEK_HOLE => true,
+            _ => return Err(Errno::EINVAL),
+        };
+        let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+        match self.query(Query::Seek { ino, offset, hole }).await? {
+            Answer::Offset(Some(found)) => i64::try_from(found).map_err(|_| Errno::EOVERFLOW),
+            Answer::Offset(None) => Err(Errno::ENXIO),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Bytes copied; fewer than asked is the caller's signal to go on.
+    pub async fn copy(&self, from: (Ino, u64), to: (Ino, u64), to_handle: u64, length: u64) -> Result<u32, Errno> {
+        let length = length.min(COPY_BYTES_MAX);
+        let command = Command::CopyRange { from: from.0, from_offset: from.1, to: to.0, to_offset: to.1, length };
+        match self.change(to.0, Some(to_handle), command, Bytes::new()).await? {
+            Reply::Copied(bytes) => u32::try_from(bytes).map_err(|_| unexpected(&bytes)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub async fn capacity(&self) -> Result<Capacity, Errno> {
+        self.volume().capacity(self.deadline).await.map_err(|failure| of_failure(&failure, Kind::Question))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mapped_pages_are_never_appended() {
+        assert_eq!(Target::of(9, libc::O_APPEND | libc::O_WRONLY, false), Target::End);
+        assert_eq!(Target::of(9, libc::O_APPEND | libc::O_WRONLY, true), Target::At(9));
+        assert_eq!(Target::of(9, libc::O_WRONLY, false), Target::At(9));
+    }
+}

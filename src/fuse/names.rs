@@ -1,0 +1,248 @@
+//! Names: looking up, making, removing, renaming, linking.
+//!
+//! A command that removes or replaces a name carries the inode that was seen there, so that a retry inside keelfs can
+//! never remove a newer file of that name. The nearest state, however old, is good enough to see it: if it was wrong,
+//! the cluster answers `Raced`, and only then a linearizable look is paid for. A name that the nearest state does not
+//! know is looked up linearizably at once: it may have just been made on another node.
+
+use super::call::{Call, attributes_of, changed_attributes};
+use super::errno::{Kind, of_failure};
+use super::handles::Opened;
+use super::translate;
+use crate::fs::{
+    AttributeChanges, Attributes, Command, Credentials, FileKind, Ino, Name, NewNode, Place, Query, Refusal, RenameMode,
+};
+use crate::volume::{Failure, Freshness};
+use fuser::Errno;
+use std::ffi::OsStr;
+
+/// What kind of name is to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    File,
+    Directory,
+}
+
+impl Call {
+    /// `.` and `..` come from NFS export and `open_by_handle_at(2)` only; paths are walked by the kernel.
+    pub async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attributes, Errno> {
+        let query = match name.as_encoded_bytes() {
+            b"." => Query::Attributes { ino: parent },
+            b".." => Query::Parent { ino: parent },
+            _ => Query::Lookup { parent, name: translate::name(name)? },
+        };
+        attributes_of(self.query(query).await?)
+    }
+
+    pub async fn make(&self, parent: Ino, name: &OsStr, node: NewNode, mode: u32) -> Result<Attributes, Errno> {
+        let name = translate::name(name)?;
+        let mode = translate::permissions(mode);
+        changed_attributes(self.submit(Command::Make { parent, name, node, mode }).await?)
+    }
+
+    pub async fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attributes, Errno> {
+        let name = translate::name(name)?;
+        changed_attributes(self.submit(Command::Link { ino, parent, name }).await?)
+    }
+
+    pub async fn remove(&self, parent: Ino, name: &OsStr, removal: Removal) -> Result<(), Errno> {
+        let place = Place { parent, name: translate::name(name)? };
+        let mut expected = Some(self.glance(&place).await?);
+        loop {
+            match self.try_submit(remove_command(&place, expected, removal)).await {
+                Err(Failure::Refused(Refusal::Raced)) if !self.is_late() => expected = Some(self.sight(&place).await?),
+                outcome => return outcome.map(drop).map_err(|failure| of_failure(&failure, Kind::Change)),
+            }
+        }
+    }
+
+    pub async fn rename(&self, from: Place, to: Place, mode: RenameMode) -> Result<(), Errno> {
+        let mut moved = self.glance(&from).await?;
+        let mut replaced = self.replaced(&to, mode, Look::Near).await?;
+        loop {
+            let command = Command::Rename { from: from.clone(), to: to.clone(), mode, moved: Some(moved), replaced };
+            match self.try_submit(command).await {
+                Err(Failure::Refused(Refusal::Raced)) if !self.is_late() => {
+                    moved = self.sight(&from).await?;
+                    replaced = self.replaced(&to, mode, Look::True).await?;
+                }
+                outcome => return outcome.map(drop).map_err(|failure| of_failure(&failure, Kind::Change)),
+            }
+        }
+    }
+
+    /// Make a file and open it; without `O_EXCL` an existing one will do.
+    pub async fn create(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Attributes, Opened), Errno> {
+        let place = Place { parent, name: translate::name(name)? };
+        let mode = translate::permissions(mode);
+        let make = Command::Make { parent, name: place.name.clone(), node: NewNode::File, mode };
+        match self.try_submit(make).await {
+            Err(Failure::Refused(Refusal::NameTaken)) if flags & libc::O_EXCL == 0 => {
+                self.open_existing(&place, flags).await
+            }
+            outcome => {
+                let reply = outcome.map_err(|failure| of_failure(&failure, Kind::Change))?;
+                let made = changed_attributes(reply)?;
+                // Another node may have removed it already; ESTALE makes the kernel create anew.
+                Ok((made, self.hold(made.ino).await?))
+            }
+        }
+    }
+
+    /// The name was free when the kernel looked and is taken now. The kernel checks no permission on what `create`
+    /// returns, so unless the caller plainly may open it, `ESTALE` sends the kernel to look and check again.
+    async fn open_existing(&self, place: &Place, flags: i32) -> Result<(Attributes, Opened), Errno> {
+        let query = Query::Lookup { parent: place.parent, name: place.name.clone() };
+        let found = self.query(query).await.and_then(attributes_of).map_err(|_| Errno::ESTALE)?;
+        if found.kind != FileKind::File || !may_plainly_open(&found, self.credentials, flags) {
+            return Err(Errno::ESTALE);
+        }
+        let opened = self.open(found.ino, flags).await?;
+        let attributes = match flags & libc::O_TRUNC {
+            0 => found,
+            _ => self.attributes(found.ino).await?,
+        };
+        Ok((attributes, opened))
+    }
+
+    /// Count an open, then look whether there is something to open.
+    pub async fn open(&self, ino: Ino, flags: i32) -> Result<Opened, Errno> {
+        let opened = self.hold(ino).await?;
+        match flags & libc::O_TRUNC {
+            0 => self.attributes(ino).await.map(drop)?,
+            _ => {
+                let changes = AttributeChanges { size: Some(0), ..AttributeChanges::default() };
+                self.submit(Command::SetAttributes { ino, changes }).await.map(drop)?
+            }
+        }
+        Ok(opened)
+    }
+
+    async fn hold(&self, ino: Ino) -> Result<Opened, Errno> {
+        // A mount that may read what is stale opens files without a majority too; then nobody is asked about orphans.
+        if self.mounted.freshness == Freshness::Linearizable {
+            let session = self.volume().session(self.deadline).await;
+            session.map_err(|failure| of_failure(&failure, Kind::Question))?;
+        }
+        self.mounted.handles.open(ino).ok_or(Errno::ESTALE)
+    }
+
+    /// The inode at a name as the nearest state has it, or as it truly is if that knows none.
+    async fn glance(&self, place: &Place) -> Result<Ino, Errno> {
+        match self.near(place).await {
+            Some(ino) => Ok(ino),
+            None => self.sight(place).await,
+        }
+    }
+
+    async fn near(&self, place: &Place) -> Option<Ino> {
+        let query = Query::Lookup { parent: place.parent, name: place.name.clone() };
+        let answer = self.volume().peek(query, self.deadline).await.ok()?;
+        attributes_of(answer).ok().map(|attributes| attributes.ino)
+    }
+
+    /// The inode at a name now. A change was asked for, so a missing majority is a change's.
+    async fn sight(&self, place: &Place) -> Result<Ino, Errno> {
+        let query = Query::Lookup { parent: place.parent, name: place.name.clone() };
+        let answer = self.try_query(query).await.map_err(|failure| of_failure(&failure, Kind::Change))?;
+        Ok(attributes_of(answer)?.ino)
+    }
+
+    /// What a rename expects at its target; `NoReplace` expects nothing, and apply says so itself.
+    async fn replaced(&self, to: &Place, mode: RenameMode, look: Look) -> Result<Option<Option<Ino>>, Errno> {
+        match (mode, look) {
+            (RenameMode::NoReplace, _) => Ok(None),
+            (RenameMode::Exchange, Look::Near) => Ok(Some(Some(self.glance(to).await?))),
+            (RenameMode::Exchange, Look::True) => Ok(Some(Some(self.sight(to).await?))),
+            (RenameMode::Replace, Look::Near) => Ok(Some(self.near(to).await)),
+            (RenameMode::Replace, Look::True) => match self.sight(to).await {
+                Ok(ino) => Ok(Some(Some(ino))),
+                Err(Errno::ENOENT) => Ok(Some(None)),
+                Err(other) => Err(other),
+            },
+        }
+    }
+}
+
+/// How well a name is looked at.
+#[derive(Clone, Copy)]
+enum Look {
+    Near,
+    True,
+}
+
+fn remove_command(place: &Place, expected: Option<Ino>, removal: Removal) -> Command {
+    let Place { parent, name } = place.clone();
+    match removal {
+        Removal::File => Command::Unlink { parent, name, expected },
+        Removal::Directory => Command::RemoveDirectory { parent, name, expected },
+    }
+}
+
+pub fn place(parent: Ino, name: &OsStr) -> Result<Place, Errno> {
+    let name: Name = translate::name(name)?;
+    Ok(Place { parent, name })
+}
+
+/// Whether the mode bits allow the open whatever supplementary groups the caller is in (they are not known here).
+fn may_plainly_open(attributes: &Attributes, caller: Credentials, flags: i32) -> bool {
+    let wanted = match flags & libc::O_ACCMODE {
+        libc::O_RDONLY => 0o4,
+        libc::O_WRONLY => 0o2,
+        _ => 0o6,
+    };
+    let granted = |shift: u32| (attributes.mode >> shift) & wanted == wanted;
+    match () {
+        () if caller.uid == attributes.uid => granted(6),
+        () if caller.gid == attributes.gid => granted(3),
+        () => granted(3) && granted(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::{LogIndex, Timestamp};
+
+    fn file(mode: u32) -> Attributes {
+        let time = Timestamp::default();
+        Attributes {
+            ino: Ino(2),
+            kind: FileKind::File,
+            mode,
+            nlink: 1,
+            uid: 10,
+            gid: 20,
+            rdev: 0,
+            size: 0,
+            allocated: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+            version: LogIndex(1),
+            change: LogIndex(1),
+        }
+    }
+
+    /// A race must never open what the kernel would have refused.
+    #[test]
+    fn only_a_plain_permission_counts() {
+        let (owner, member, other) =
+            (Credentials { uid: 10, gid: 99 }, Credentials { uid: 11, gid: 20 }, Credentials { uid: 11, gid: 21 });
+        assert!(may_plainly_open(&file(0o600), owner, libc::O_RDWR));
+        assert!(!may_plainly_open(&file(0o066), owner, libc::O_RDONLY));
+        assert!(may_plainly_open(&file(0o640), member, libc::O_RDONLY));
+        assert!(!may_plainly_open(&file(0o640), member, libc::O_WRONLY));
+        assert!(!may_plainly_open(&file(0o606), other, libc::O_RDONLY), "may be in the group that is denied");
+        assert!(may_plainly_open(&file(0o644), other, libc::O_RDONLY));
+        let root = Credentials { uid: 0, gid: 0 };
+        assert!(!may_plainly_open(&file(0o600), root, libc::O_RDONLY), "may be a root without the capability");
+    }
+}

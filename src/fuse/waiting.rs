@@ -1,0 +1,122 @@
+//! Waiting without becoming unkillable.
+//!
+//! fuser answers `FUSE_INTERRUPT` with `ENOSYS`, after which the kernel tells us of no signal any more, and a process
+//! whose request we hold cannot die until we answer. So each request ends by its deadline, and a wait of more than a
+//! second looks into `/proc/<tid>/status` for a pending SIGKILL. (The kernel turns every fatal signal without a core
+//! dump, such as Ctrl-C, into a SIGKILL of each thread.) A wait for a lock has no deadline and looks for any signal that
+//! the caller does not block.
+//!
+//! A thread that is gone is not a killed one: requests of asynchronous IO outlive their submitter.
+
+use fuser::Errno;
+use std::future::Future;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+/// How long a wait goes on before the caller is looked at.
+const FIRST_LOOK_AFTER: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// The volume keeps the deadline itself; if it does not, the request is answered this much later all the same.
+const GRACE: Duration = Duration::from_secs(5);
+
+const SIGNAL_KILL: u64 = 1 << (libc::SIGKILL - 1);
+
+/// Run a request to its end; `EINTR` (abandoning it) when its caller is being killed, `ETIMEDOUT` when it overstays.
+pub async fn bounded<T>(tid: u32, deadline: Instant, work: impl Future<Output = Result<T, Errno>>) -> Result<T, Errno> {
+    match tokio::time::timeout_at((deadline + GRACE).into(), unless_killed(tid, work)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Errno::ETIMEDOUT),
+    }
+}
+
+/// As [`bounded`], for waits that have no deadline of their own.
+pub async fn unless_killed<T>(tid: u32, work: impl Future<Output = Result<T, Errno>>) -> Result<T, Errno> {
+    let mut work = pin!(work);
+    let mut look_at = tokio::time::Instant::now() + FIRST_LOOK_AFTER;
+    loop {
+        match tokio::time::timeout_at(look_at, &mut work).await {
+            Ok(outcome) => return outcome,
+            Err(_) if Pending::of(tid).is_some_and(|pending| pending.kill()) => return Err(Errno::EINTR),
+            Err(_) => look_at += LOOK_EVERY,
+        }
+    }
+}
+
+/// Does a signal wait for this thread that would interrupt a blocking call?
+pub fn interrupted(tid: u32) -> bool {
+    Pending::of(tid).is_some_and(|pending| pending.any_unblocked())
+}
+
+/// The signals of a thread, one bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Pending {
+    own: u64,
+    shared: u64,
+    blocked: u64,
+}
+
+impl Pending {
+    /// `None`: the thread is unknown here (gone, of the kernel, of another pid namespace).
+    fn of(tid: u32) -> Option<Pending> {
+        if tid == 0 {
+            return None;
+        }
+        Pending::parse(&std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?)
+    }
+
+    fn parse(status: &str) -> Option<Pending> {
+        let mask = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+            u64::from_str_radix(line.trim(), 16).ok()
+        };
+        Some(Pending { own: mask("SigPnd:")?, shared: mask("ShdPnd:")?, blocked: mask("SigBlk:")? })
+    }
+
+    fn kill(&self) -> bool {
+        (self.own | self.shared) & SIGNAL_KILL != 0
+    }
+
+    fn any_unblocked(&self) -> bool {
+        (self.own | self.shared) & !self.blocked != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_file_is_understood() {
+        let status = "Name:\tcat\nSigPnd:\t0000000000000100\nShdPnd:\t0000000000000002\nSigBlk:\t0000000000000002\n";
+        let pending = Pending::parse(status).unwrap();
+        assert!(pending.kill());
+        assert!(pending.any_unblocked());
+        assert!(!Pending { own: 0, ..pending }.kill());
+        assert!(!Pending { own: 0, ..pending }.any_unblocked());
+        assert_eq!(Pending::parse("Name:\tcat\n"), None);
+    }
+
+    #[test]
+    fn a_thread_that_is_not_there_is_not_killed() {
+        assert_eq!(Pending::of(0), None);
+        assert!(!interrupted(u32::MAX));
+        assert!(Pending::of(std::process::id()).is_some());
+    }
+
+    /// A stopped process keeps a signal pending, as one in a FUSE call does.
+    #[test]
+    fn a_pending_signal_is_seen() {
+        let mut child = std::process::Command::new("sh").args(["-c", "trap : USR1; kill -STOP $$"]).spawn().unwrap();
+        let status = format!("/proc/{}/status", child.id());
+        while !std::fs::read_to_string(&status).unwrap().contains("State:\tT") {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!interrupted(child.id()));
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
+        let seen = interrupted(child.id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(seen);
+    }
+}

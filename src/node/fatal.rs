@@ -1,0 +1,84 @@
+//! What ends a node from within: its disk, its Raft.
+//!
+//! The first reason wins. After a failed write nothing more may be acknowledged, and the process is to be gone within a
+//! second, even if something in it hangs: a thread of its own sees to that.
+
+use super::exit::{Exit, NodeError};
+use crate::log::Log;
+use crate::raft::Replica;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long a dying node may take to unmount and to say why.
+const LAST_WORDS: Duration = Duration::from_millis(800);
+
+/// How long the log's reason may come after Raft's.
+const LOG_FIRST: Duration = Duration::from_millis(50);
+
+/// The reason why this node must end, once there is one.
+#[derive(Clone)]
+pub(super) struct Fatal {
+    reason: watch::Sender<Option<NodeError>>,
+}
+
+impl Fatal {
+    pub(super) fn new() -> Fatal {
+        Fatal { reason: watch::Sender::new(None) }
+    }
+
+    /// Learn of failed writes, as soon as the log is open.
+    pub(super) fn watch_log(&self, log: &Log) {
+        let fatal = self.clone();
+        log.on_failure(Box::new(move |error| fatal.report(NodeError::from(&*error))));
+    }
+
+    /// Learn of the end of Raft.
+    pub(super) fn watch_replica(&self, replica: Replica) {
+        let fatal = self.clone();
+        tokio::spawn(async move {
+            let why = replica.failed().await;
+            // A failed log takes Raft down with it: then the log's reason is the true one, and it is on its way.
+            tokio::time::sleep(LOG_FIRST).await;
+            fatal.report(NodeError::new(Exit::StorageFailed, format!("raft has ended: {why}")));
+        });
+    }
+
+    pub(super) fn report(&self, error: NodeError) {
+        self.reason.send_if_modified(|reason| {
+            let first = reason.is_none();
+            reason.get_or_insert(error);
+            first
+        });
+    }
+
+    /// Wait for a reason.
+    pub(super) async fn reason(&self) -> NodeError {
+        let mut reason = self.reason.subscribe();
+        let reason = reason.wait_for(Option::is_some).await.map(|reason| reason.clone());
+        match reason {
+            Ok(Some(error)) => error,
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+/// End the process in a moment, whatever else it is doing.
+pub(super) fn end_soon(exit: Exit) {
+    std::thread::spawn(move || {
+        std::thread::sleep(LAST_WORDS);
+        std::process::exit(exit as i32);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_reason_is_the_one_that_is_told() {
+        let fatal = Fatal::new();
+        fatal.report(NodeError::new(Exit::Damaged, "rot"));
+        fatal.report(NodeError::new(Exit::StorageFailed, "raft has ended"));
+        assert_eq!(fatal.reason().await.exit, Exit::Damaged);
+    }
+}

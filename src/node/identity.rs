@@ -1,0 +1,311 @@
+//! The data directory: who this node is, and how often it has started.
+//!
+//! ```text
+//! identity.toml   cluster, node, format, the members of the first day, whether the cluster has been initialised from here
+//! incarnation     number of the last start; raised and synced before a start does anything that others can see
+//! log/            the log's; made by `init` too, so that its absence is a loss and not a beginning
+//! ```
+//!
+//! A node's identity is made once, by `init`, and never by starting: a node that found an empty disk where its data was
+//! would otherwise vote with nothing in its memory. Peers remember the highest incarnation of each node, so that an old
+//! copy of a data directory is refused by them.
+//!
+//! Cost: a disk that is lost means a new node number (`member replace`), never a repair in place.
+
+use super::exit::{Exit, NodeError};
+use crate::net::NodeId;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io::{ErrorKind, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// Version of the data directory's layout.
+const FORMAT: u32 = 1;
+const IDENTITY: &str = "identity.toml";
+const INCARNATION: &str = "incarnation";
+
+/// What `init` is told.
+#[derive(Clone, Debug)]
+pub struct InitOptions {
+    pub data: PathBuf,
+    /// The same on all nodes of the cluster.
+    pub cluster: Uuid,
+    pub node: NodeId,
+    /// All nodes of the first day, with this one: number and address as the others reach it.
+    pub members: BTreeMap<NodeId, SocketAddr>,
+}
+
+/// An initialised data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataDirectory {
+    pub path: PathBuf,
+    pub cluster: Uuid,
+    pub node: NodeId,
+    pub members: BTreeMap<NodeId, SocketAddr>,
+    /// The first membership has been written, or is not this node's to write.
+    pub bootstrapped: bool,
+}
+
+/// `identity.toml` as it is on disk.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    format: u32,
+    cluster: Uuid,
+    node: NodeId,
+    bootstrapped: bool,
+    member: Vec<StoredMember>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredMember {
+    node: NodeId,
+    address: SocketAddr,
+}
+
+/// Read first, because a later format may have other fields.
+#[derive(Deserialize)]
+struct StoredFormat {
+    format: u32,
+}
+
+impl DataDirectory {
+    /// Make a directory (mode 0700) that a node can start from. Refused if anything is in it.
+    pub fn init(options: InitOptions) -> Result<DataDirectory, NodeError> {
+        let InitOptions { data: path, cluster, node, members } = options;
+        check_members(node, &members)?;
+        refuse_data(&path)?;
+        make_private(&path)?;
+        // Only one node writes the first membership; two that did so could found two clusters of the same name.
+        let bootstrapped = members.keys().next() != Some(&node);
+        let directory = DataDirectory { path, cluster, node, members, bootstrapped };
+        make_private(&directory.log())?;
+        write_synced(&directory.path.join(INCARNATION), b"0\n")?;
+        directory.write_identity()?;
+        Ok(directory)
+    }
+
+    /// Read the identity of a directory that was initialised before.
+    pub fn open(path: &Path) -> Result<DataDirectory, NodeError> {
+        let file = path.join(IDENTITY);
+        let text = match std::fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Err(uninitialised(path)),
+            Err(e) => return Err(failed("read", &file, &e)),
+        };
+        let unusable = |why: String| NodeError::new(Exit::Damaged, format!("cannot use {}: {why}", file.display()));
+        let StoredFormat { format } = toml::from_str(&text).map_err(|e| unusable(plain(&e)))?;
+        if format != FORMAT {
+            return Err(NodeError::failed(format!(
+                "cannot start from {}: its format is {format}, this build reads {FORMAT}; start it with the build that wrote it",
+                path.display()
+            )));
+        }
+        let stored: Stored = toml::from_str(&text).map_err(|e| unusable(plain(&e)))?;
+        let members = stored.member.into_iter().map(|member| (member.node, member.address)).collect();
+        check_members(stored.node, &members)?;
+        let Stored { cluster, node, bootstrapped, .. } = stored;
+        let directory = DataDirectory { path: path.into(), cluster, node, members, bootstrapped };
+        if !directory.log().is_dir() {
+            let log = directory.log();
+            return Err(NodeError::new(
+                Exit::Damaged,
+                format!(
+                    "{} is missing: node {node} has lost its log and must not vote; replace it with a new node",
+                    log.display()
+                ),
+            ));
+        }
+        Ok(directory)
+    }
+
+    /// Where this node said it is reached.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.members.get(&self.node).copied()
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Count this start; durable on return.
+    pub fn raise_incarnation(&self) -> Result<u64, NodeError> {
+        let file = self.path.join(INCARNATION);
+        let text = std::fs::read_to_string(&file).map_err(|e| failed("read", &file, &e))?;
+        let last: Option<u64> = text.strip_suffix('\n').and_then(|number| number.parse().ok());
+        let next = last.and_then(|last| last.checked_add(1)).ok_or_else(|| {
+            NodeError::new(
+                Exit::Damaged,
+                format!(
+                    "cannot use {}: {:?} is not the number of a start; replace the node with a new one",
+                    file.display(),
+                    text.chars().take(40).collect::<String>()
+                ),
+            )
+        })?;
+        write_synced(&file, format!("{next}\n").as_bytes())?;
+        Ok(next)
+    }
+
+    /// The first membership is in the log: never write it again.
+    pub fn mark_bootstrapped(&mut self) -> Result<(), NodeError> {
+        self.bootstrapped = true;
+        self.write_identity()
+    }
+
+    fn write_identity(&self) -> Result<(), NodeError> {
+        let member = self.members.iter().map(|(node, address)| StoredMember { node: *node, address: *address });
+        let (cluster, node, bootstrapped) = (self.cluster, self.node, self.bootstrapped);
+        let stored = Stored { format: FORMAT, cluster, node, bootstrapped, member: member.collect() };
+        let file = self.path.join(IDENTITY);
+        let text = toml::to_string(&stored).map_err(|e| failed("write", &file, &e))?;
+        write_synced(&file, text.as_bytes())
+    }
+}
+
+fn check_members(node: NodeId, members: &BTreeMap<NodeId, SocketAddr>) -> Result<(), NodeError> {
+    let usage = |why: String| Err(NodeError::new(Exit::Usage, why));
+    if members.contains_key(&0) {
+        return usage("node 0 cannot be a member: number the nodes from 1".into());
+    }
+    if !members.contains_key(&node) {
+        return usage(format!("node {node} is not among the members: list every node of the cluster, this one too"));
+    }
+    let mut addresses: Vec<_> = members.values().collect();
+    addresses.sort();
+    match addresses.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => usage(format!("two members have the address {}: give each node its own", pair[0])),
+        None => Ok(()),
+    }
+}
+
+fn refuse_data(path: &Path) -> Result<(), NodeError> {
+    let path_shown = path.display();
+    match std::fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(failed("read", path, &e)),
+        Ok(false) => Ok(()),
+        Ok(true) if path.join(IDENTITY).exists() => {
+            let DataDirectory { cluster, node, .. } = DataDirectory::open(path)?;
+            Err(NodeError::failed(format!(
+                "cannot initialise {path_shown}: it holds node {node} of cluster {cluster}; start that one, or name another directory"
+            )))
+        }
+        Ok(true) => Err(NodeError::failed(format!(
+            "cannot initialise {path_shown}: it is not empty; name an empty or a new directory"
+        ))),
+    }
+}
+
+fn uninitialised(path: &Path) -> NodeError {
+    let path = path.display();
+    NodeError::failed(format!(
+        "cannot start from {path}: there is no {IDENTITY} in it; `keelfs init` makes a new node. If a node's data was here \
+         and is lost, do not give its number again: replace it with a new node"
+    ))
+}
+
+fn make_private(path: &Path) -> Result<(), NodeError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| failed("make", path, &e))?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(|e| failed("protect", path, &e))
+}
+
+/// Replace a small file so that after a power cut it is the old one or the new one.
+fn write_synced(file: &Path, bytes: &[u8]) -> Result<(), NodeError> {
+    let new = file.with_extension("new");
+    let write = || {
+        let mut to = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        to.write_all(bytes)?;
+        to.sync_all()?;
+        std::fs::rename(&new, file)?;
+        File::open(file.parent().unwrap_or(Path::new(".")))?.sync_all()
+    };
+    write().map_err(|e: std::io::Error| NodeError { exit: Exit::StorageFailed, ..failed("write", file, &e) })
+}
+
+fn failed(what: &str, path: &Path, why: &dyn std::fmt::Display) -> NodeError {
+    NodeError::failed(format!("cannot {what} {}: {why}", path.display()))
+}
+
+/// The first line: toml's errors draw the source below it.
+fn plain(error: &toml::de::Error) -> String {
+    error.message().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(data: &Path, node: NodeId) -> InitOptions {
+        let member = |n: u16| (NodeId::from(n), SocketAddr::from(([127, 0, 0, 1], 7000 + n)));
+        InitOptions { data: data.into(), cluster: Uuid::from_u128(5), node, members: [1, 2, 3].map(member).into() }
+    }
+
+    #[test]
+    fn what_init_wrote_is_what_a_start_reads_and_each_start_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("a/b");
+        let made = DataDirectory::init(options(&data, 1)).unwrap();
+        assert_eq!(std::fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o700);
+        let mut opened = DataDirectory::open(&data).unwrap();
+        assert_eq!((&opened, opened.bootstrapped), (&made, false));
+        assert_eq!((opened.raise_incarnation().unwrap(), opened.raise_incarnation().unwrap()), (1, 2));
+        opened.mark_bootstrapped().unwrap();
+        assert!(DataDirectory::open(&data).unwrap().bootstrapped);
+        assert_eq!(opened.raise_incarnation().unwrap(), 3);
+    }
+
+    #[test]
+    fn only_the_lowest_node_bootstraps() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(DataDirectory::init(options(&dir.path().join("2"), 2)).unwrap().bootstrapped);
+    }
+
+    #[test]
+    fn nothing_starts_from_an_empty_directory_and_nothing_is_initialised_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = DataDirectory::open(dir.path()).unwrap_err();
+        assert!(error.message.contains("keelfs init"), "{error}");
+        DataDirectory::init(options(dir.path(), 2)).unwrap();
+        let error = DataDirectory::init(options(dir.path(), 1)).unwrap_err();
+        assert!(error.message.contains("it holds node 2"), "{error}");
+        let other = dir.path().join("other");
+        std::fs::create_dir(&other).unwrap();
+        std::fs::write(other.join("precious"), "x").unwrap();
+        assert!(DataDirectory::init(options(&other, 1)).unwrap_err().message.contains("not empty"));
+    }
+
+    #[test]
+    fn damage_and_later_formats_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = DataDirectory::init(options(dir.path(), 1)).unwrap();
+        std::fs::write(dir.path().join(INCARNATION), "").unwrap();
+        assert_eq!(node.raise_incarnation().unwrap_err().exit, Exit::Damaged);
+        std::fs::remove_dir(node.log()).unwrap();
+        let error = DataDirectory::open(dir.path()).unwrap_err();
+        assert!(error.exit == Exit::Damaged && error.message.contains("lost its log"), "{error}");
+        let file = dir.path().join(IDENTITY);
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace("format = 1", "format = 9\nnovelty = true")).unwrap();
+        let error = DataDirectory::open(dir.path()).unwrap_err();
+        assert!(error.exit == Exit::Failed && error.message.contains("format is 9"), "{error}");
+        std::fs::write(&file, "node = ").unwrap();
+        assert_eq!(DataDirectory::open(dir.path()).unwrap_err().exit, Exit::Damaged);
+    }
+
+    #[test]
+    fn members_must_make_sense() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut twice = options(dir.path(), 1);
+        twice.members.insert(2, twice.members[&1]);
+        let zero = InitOptions { members: [(0, twice.members[&1])].into(), node: 0, ..options(dir.path(), 1) };
+        for bad in [twice, zero, options(dir.path(), 9)] {
+            assert_eq!(DataDirectory::init(bad).unwrap_err().exit, Exit::Usage);
+        }
+    }
+}

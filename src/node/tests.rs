@@ -1,0 +1,214 @@
+//! Three nodes in this process: real logs, real Raft, real links on loopback; no mounts.
+
+use super::*;
+use crate::fs::{Answer, Command, Credentials, Expected, ExpiryChange, Ino, LogIndex, Name, Query, Refusal, Reply};
+use crate::volume::Failure;
+use bytes::Bytes;
+use std::path::Path;
+
+const CLUSTER: Uuid = Uuid::from_u128(0x5eed);
+
+/// Slow enough for a busy machine, quick enough for a test.
+const TIMING: Timing = Timing {
+    heartbeat: Duration::from_millis(100),
+    election_min: Duration::from_millis(500),
+    election_max: Duration::from_millis(1000),
+};
+
+fn later() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+fn members() -> BTreeMap<NodeId, SocketAddr> {
+    // All at once, so that they differ.
+    let free: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    (1..).zip(free.iter().map(|listener| listener.local_addr().unwrap())).collect()
+}
+
+fn options(data: &Path) -> NodeOptions {
+    NodeOptions {
+        data: data.into(),
+        listen: None,
+        cs733_listen: None,
+        mounts: Vec::new(),
+        timing: TIMING,
+        insecure_no_tls: false,
+    }
+}
+
+fn init(root: &Path, members: &BTreeMap<NodeId, SocketAddr>) {
+    for node in members.keys().copied() {
+        let data = root.join(node.to_string());
+        DataDirectory::init(InitOptions { data, cluster: CLUSTER, node, members: members.clone() }).unwrap();
+    }
+}
+
+async fn start(root: &Path, node: NodeId) -> Node {
+    Node::start(options(&root.join(node.to_string()))).await.unwrap()
+}
+
+fn put(name: &str, expiry: ExpiryChange, body: &Bytes) -> Command {
+    let (parent, name, expected) = (Ino::ROOT, Name::new(name.as_bytes()).unwrap(), Expected::Anything);
+    Command::Put { parent, name, expected, expiry, mode: 0o644, length: body.len() as u32 }
+}
+
+async fn write(volume: &Volume, name: &str, body: impl Into<Bytes>) -> Ino {
+    let body = body.into();
+    match volume.submit(Credentials::default(), put(name, ExpiryChange::Clear, &body), body, later()).await {
+        Ok(Reply::Attributes(attributes)) => attributes.ino,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn read(volume: &Volume, name: &str) -> Result<Bytes, Failure> {
+    let lookup = Query::Lookup { parent: Ino::ROOT, name: Name::new(name.as_bytes()).unwrap() };
+    match volume.query(lookup, later()).await? {
+        Answer::Attributes(attributes) => volume.read(attributes.ino, 0, 1 << 20, later()).await,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn leader(nodes: &BTreeMap<NodeId, Node>) -> NodeId {
+    let leading = nodes.iter().find(|(id, node)| node.status().replica.leader == Some(**id));
+    *leading.expect("a node leads after a command has succeeded").0
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_written_through_any_node_is_read_through_any_other_across_stops_and_restarts() {
+    let (root, members) = (tempfile::tempdir().unwrap(), members());
+    init(root.path(), &members);
+    let mut nodes = BTreeMap::new();
+    for id in members.keys() {
+        nodes.insert(*id, start(root.path(), *id).await);
+    }
+    let volumes: BTreeMap<_, _> = nodes.iter_mut().map(|(id, node)| (*id, node.volume("test"))).collect();
+    for (id, volume) in &volumes {
+        write(volume, "shared", id.to_string()).await;
+        for reader in volumes.values() {
+            assert_eq!(read(reader, "shared").await.unwrap(), id.to_string());
+        }
+    }
+    // The leader stops in order: the others go on, and so does a client that only knows addresses.
+    let first = leader(&nodes);
+    nodes.remove(&first).unwrap().stop().await;
+    let client = Client::new(members.values().copied().collect(), CLUSTER).unwrap();
+    let remote = client.volume("a client");
+    write(&remote, "remote", "from outside").await;
+    for id in nodes.keys() {
+        assert_eq!(read(&volumes[id], "remote").await.unwrap(), "from outside");
+    }
+    remote.close().await;
+    // All stop; all come back with what they had.
+    for node in nodes.values_mut() {
+        node.stop().await;
+    }
+    drop((nodes, volumes));
+    let mut nodes = BTreeMap::new();
+    for id in members.keys() {
+        nodes.insert(*id, start(root.path(), *id).await);
+    }
+    let volume = nodes.get_mut(&first).unwrap().volume("test");
+    assert_eq!(read(&volume, "shared").await.unwrap(), "3");
+    assert_eq!(read(&volume, "remote").await.unwrap(), "from outside");
+    assert_eq!(nodes[&first].status().incarnation, 2);
+    let index = LogIndex(nodes[&first].status().replica.applied);
+    let mut hashes = Vec::new();
+    for address in members.values() {
+        let node = Client::new(vec![*address], CLUSTER).unwrap();
+        hashes.push(node.hash_at(index, later()).await.unwrap().expect("applied and remembered"));
+        assert_eq!(node.check(later()).await, Ok(None));
+        assert_eq!(node.members(later()).await.unwrap(), members);
+    }
+    assert!(hashes.windows(2).all(|pair| pair[0] == pair[1]), "{hashes:?}");
+    for node in nodes.values_mut() {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expiring_file_ends_although_nothing_else_happens_and_not_before_its_time() {
+    let (root, members) = (tempfile::tempdir().unwrap(), members());
+    init(root.path(), &members);
+    let (mut one, mut two) = (start(root.path(), 1).await, start(root.path(), 2).await);
+    let (writer, reader) = (one.volume("writer"), two.volume("reader"));
+    let ttl = Duration::from_secs(2);
+    let expiry = ExpiryChange::After { ns: ttl.as_nanos() as u64 };
+    let body = Bytes::from_static(b"lease");
+    writer.session(later()).await.unwrap();
+    let before = Instant::now();
+    writer.submit(Credentials::default(), put("lease", expiry, &body), body, later()).await.unwrap();
+    let gone = loop {
+        match read(&reader, "lease").await {
+            Ok(bytes) => assert_eq!(bytes, "lease"),
+            Err(Failure::Refused(Refusal::NoSuchName | Refusal::NoSuchInode)) => break Instant::now(),
+            Err(other) => panic!("{other}"),
+        }
+        assert!(Instant::now() < before + Duration::from_secs(40), "it never ends");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(gone.duration_since(before) >= ttl);
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_rotted_on_this_disk_are_served_from_a_peer() {
+    let (root, members) = (tempfile::tempdir().unwrap(), members());
+    init(root.path(), &members);
+    let (mut one, mut two) = (start(root.path(), 1).await, start(root.path(), 2).await);
+    let body: Bytes = (0..200_000u32).map(|i| (i * 2_654_435_761u32.wrapping_shr(i % 7)).to_le_bytes()[3]).collect();
+    write(&one.volume("writer"), "file", body.clone()).await;
+    // Restarted, so that it has the file on its disk and not in memory.
+    assert_eq!(read(&two.volume("reader"), "file").await.unwrap(), body);
+    two.stop().await;
+    drop(two);
+    let mut two = start(root.path(), 2).await;
+    rot(&root.path().join("2/log"), &body[100_000..100_064]);
+    assert_eq!(read(&two.volume("reader"), "file").await.unwrap(), body);
+    one.stop().await;
+    let mut alone = two.volume("alone");
+    let head = Query::Lookup { parent: Ino::ROOT, name: Name::new(b"file").unwrap() };
+    let Ok(Answer::Attributes(attributes)) = alone.peek(head, later()).await else { panic!("it is in the state") };
+    let nearest = crate::volume::Freshness::Nearest;
+    let read = alone.read_as(attributes.ino, 0, 1 << 20, nearest, later()).await;
+    assert!(matches!(read, Err(Failure::Damaged(_))), "without a peer it is an error and never wrong bytes");
+    alone = two.volume("another range");
+    let (_, start) = alone.read_as(attributes.ino, 0, 10_000, nearest, later()).await.unwrap();
+    assert_eq!(start, body[..10_000]);
+    two.stop().await;
+}
+
+/// Flip a bit in the one place of a log where these bytes are.
+fn rot(log: &Path, bytes: &[u8]) {
+    for entry in std::fs::read_dir(log).unwrap() {
+        let file = entry.unwrap().path();
+        let mut content = std::fs::read(&file).unwrap();
+        if let Some(at) = content.windows(bytes.len()).position(|window| window == bytes) {
+            content[at] ^= 1;
+            return std::fs::write(&file, content).unwrap();
+        }
+    }
+    panic!("the bytes are not on disk");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_refuses_what_would_harm_the_cluster() {
+    let (root, members) = (tempfile::tempdir().unwrap(), members());
+    init(root.path(), &members);
+    let data = |id: NodeId| root.path().join(id.to_string());
+    let (mut one, mut two) = (start(root.path(), 1).await, start(root.path(), 2).await);
+    write(&one.volume("writer"), "file", "x").await;
+    let second = Node::start(options(&data(1))).await.err().unwrap();
+    assert!(second.exit == Exit::InUse && second.message.contains(&std::process::id().to_string()), "{second}");
+    let open = NodeOptions { listen: Some(([0, 0, 0, 0], 0).into()), ..options(&data(3)) };
+    assert!(Node::start(open).await.err().unwrap().message.contains("--insecure-no-tls"));
+    // The founder's disk is lost, and someone initialises it under the old number.
+    one.stop().await;
+    drop(one);
+    std::fs::remove_dir_all(data(1)).unwrap();
+    let again = InitOptions { data: data(1), cluster: CLUSTER, node: 1, members: members.clone() };
+    DataDirectory::init(again).unwrap();
+    let refused = Node::start(options(&data(1))).await.err().unwrap();
+    assert!(refused.message.contains("its disk was lost"), "{refused}");
+    two.stop().await;
+}

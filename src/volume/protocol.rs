@@ -1,0 +1,152 @@
+//! What travels between a node and its clients, and between nodes that forward for their own front ends.
+//!
+//! One request enum, one answer enum, encoded as the header of a message; bulk bytes are the message's body. Deadlines
+//! travel as the milliseconds that are left, because clocks differ. Kinds below 64 are `raft`'s.
+
+use super::{Capacity, Failure, NodeStatus};
+use crate::codec::{self, CodecError};
+use crate::fs::{Answer, Ino, LogIndex, Outcome, Query, Refusal, Request, SessionId};
+use crate::net::{Message, NodeId};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// The lowest message kind of this room.
+pub const KIND_FIRST: u8 = 64;
+const KIND_ASK: u8 = KIND_FIRST;
+const KIND_TOLD: u8 = KIND_FIRST + 1;
+
+/// Longest time that a node works on one message, whatever its sender would grant.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// How fresh an answer must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Freshness {
+    /// It reflects every command that completed before the question was asked.
+    Linearizable,
+    /// Whatever this replica has applied.
+    Nearest,
+}
+
+/// A request to a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Ask {
+    /// From node to leader: propose here or not at all. The command's body is the message's. → `Outcome`, `NotLeader`,
+    /// `Unknown`
+    Propose { request: Request, wait_ms: u32 },
+    /// From a client: see to it that it is proposed, wherever the leader is. → `Verdict`
+    Submit { request: Request, wait_ms: u32 },
+    /// From node to leader. → `Index`, `NotLeader`
+    ReadIndex { wait_ms: u32 },
+    /// → `Answer`
+    Query { query: Query, freshness: Freshness, wait_ms: u32 },
+    /// → `Contents`, its bytes in the message's body
+    Read { ino: Ino, offset: u64, length: u32, freshness: Freshness, wait_ms: u32 },
+    /// From node to node: a piece of a body that the asker's disk lost. → `Body`, its bytes in the message's body
+    FetchBody { index: LogIndex, offset: u32, length: u32 },
+    /// → `Capacity`
+    Capacity { wait_ms: u32 },
+    /// Orphans that wait for this session's answer. → `Orphans`
+    Orphans { session: SessionId },
+    /// → `Index`, once it is above `seen` or the time is up
+    Changed { seen: LogIndex, wait_ms: u32 },
+    /// → `Status`
+    Status,
+    /// The state's hash right after this entry, once it is applied here. → `Hash`
+    HashAt { index: LogIndex, wait_ms: u32 },
+    /// → `Members`
+    Members,
+    /// Test every invariant of this replica's state. → `Checked`
+    Check,
+}
+
+/// What a node answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Told {
+    Outcome(Outcome),
+    Verdict(Verdict),
+    /// Certainly not proposed here.
+    NotLeader {
+        leader: Option<(NodeId, SocketAddr)>,
+    },
+    /// Perhaps proposed; it may still take effect.
+    Unknown,
+    Index(LogIndex),
+    Answer(Result<Answer, Refusal>),
+    Contents(Result<Head, Refusal>),
+    Body,
+    Capacity(Capacity),
+    Orphans(Vec<Ino>),
+    Status(Box<NodeStatus>),
+    Hash(Option<u128>),
+    Members(BTreeMap<NodeId, SocketAddr>),
+    /// The first invariant that is broken, in words.
+    Checked(Option<String>),
+    Failed(Failure),
+}
+
+/// What became of a command that was sent to the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Verdict {
+    /// `doubt`: an earlier try may have been executed too, so that a `SessionEnded` here does not mean that nothing was.
+    Outcome { outcome: Outcome, doubt: bool },
+    /// It never reached a leader that may have proposed it.
+    NotSent,
+    /// It may have been proposed.
+    InDoubt,
+    /// The node cannot go on.
+    Stopped(String),
+}
+
+/// A file at one index: which version, how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    pub version: LogIndex,
+    /// Bytes of the whole file.
+    pub size: u64,
+}
+
+impl Ask {
+    pub(super) fn message(&self, body: Bytes) -> Result<Message, CodecError> {
+        Ok(Message { kind: KIND_ASK, header: codec::encode("request", self)?.into(), body })
+    }
+
+    pub(super) fn from_message(message: &Message) -> Result<Ask, CodecError> {
+        expect_kind("request", message, KIND_ASK)?;
+        codec::decode("request", &message.header)
+    }
+}
+
+impl Told {
+    /// An answer that cannot be encoded (it would be too large) becomes a refusal with the reason.
+    pub(super) fn message(&self, body: Bytes) -> Message {
+        match codec::encode("answer", self) {
+            Ok(header) => Message { kind: KIND_TOLD, header: header.into(), body },
+            Err(e) => Message::refused(e.to_string()),
+        }
+    }
+
+    pub(super) fn from_message(message: &Message) -> Result<Told, CodecError> {
+        expect_kind("answer", message, KIND_TOLD)?;
+        codec::decode("answer", &message.header)
+    }
+}
+
+fn expect_kind(what: &'static str, message: &Message, kind: u8) -> Result<(), CodecError> {
+    if message.kind == kind {
+        return Ok(());
+    }
+    Err(CodecError::Undecodable { what, why: format!("message kind {}, not {kind}", message.kind) })
+}
+
+/// What is left until the deadline, as it travels.
+pub(super) fn wait_ms(deadline: Instant) -> u32 {
+    deadline.saturating_duration_since(Instant::now()).min(WAIT_MAX).as_millis() as u32
+}
+
+/// The deadline of a message that has just arrived.
+pub(super) fn deadline(wait_ms: u32) -> Instant {
+    Instant::now() + Duration::from_millis(wait_ms.into()).min(WAIT_MAX)
+}

@@ -1,0 +1,176 @@
+//! A node's side of the protocol: what it does for clients and for nodes that forward.
+//!
+//! A request is refused here, before the log, if it could not be meant: a command that only leaders propose, a body whose
+//! length is not the command's, sizes beyond the limits.
+
+use super::forward::at;
+use super::local::{Local, READ_BYTES_MAX};
+use super::protocol::{Ask, Told, Verdict, deadline};
+use super::{Failure, NodeStatus, check_body};
+use crate::fs::{Command, LogIndex, Refusal, Request, SessionId};
+use crate::limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX};
+use crate::net::Message;
+use crate::raft::ReplicaError;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::time::timeout_at;
+
+/// Handles messages of kinds from [`KIND_FIRST`](super::KIND_FIRST) on. Cloning is cheap.
+#[derive(Clone)]
+pub struct Server {
+    local: Local,
+    status: Arc<dyn Fn() -> NodeStatus + Send + Sync>,
+}
+
+impl Server {
+    pub fn new(local: Local, status: impl Fn() -> NodeStatus + Send + Sync + 'static) -> Server {
+        Server { local, status: Arc::new(status) }
+    }
+
+    /// Answer one message, within the time that it grants.
+    pub fn handle(&self, message: Message) -> impl Future<Output = Message> + Send + 'static + use<> {
+        let server = self.clone();
+        async move {
+            let ask = match Ask::from_message(&message) {
+                Ok(_) if message.header.len() > COMMAND_BYTES_MAX => {
+                    return Message::refused("the request is too large");
+                }
+                Ok(ask) => ask,
+                Err(e) => return Message::refused(e.to_string()),
+            };
+            let (told, body) = server.answer(ask, message.body).await;
+            told.message(body)
+        }
+    }
+
+    async fn answer(&self, ask: Ask, body: Bytes) -> (Told, Bytes) {
+        let told = match ask {
+            Ask::Propose { request, wait_ms } => self.propose(request, body, deadline(wait_ms)).await,
+            Ask::Submit { request, wait_ms } => Told::Verdict(self.submit(request, body, deadline(wait_ms)).await),
+            Ask::ReadIndex { wait_ms } => self.read_index(deadline(wait_ms)).await,
+            Ask::Query { query, freshness, wait_ms } => {
+                self.local.query(&query, freshness, deadline(wait_ms)).await.map_or_else(Told::Failed, Told::Answer)
+            }
+            Ask::Read { ino, offset, length, freshness, wait_ms } => {
+                return match self.local.read(ino, offset, length, freshness, deadline(wait_ms)).await {
+                    Ok(Ok((head, bytes))) => (Told::Contents(Ok(head)), bytes),
+                    Ok(Err(refusal)) => (Told::Contents(Err(refusal)), Bytes::new()),
+                    Err(failure) => (Told::Failed(failure), Bytes::new()),
+                };
+            }
+            Ask::FetchBody { index, offset, length } => return self.fetch_body(index, offset, length).await,
+            Ask::Capacity { .. } => self.local.capacity().map_or_else(Told::Failed, Told::Capacity),
+            Ask::Orphans { session } => Told::Orphans(self.local.orphans_of(session)),
+            Ask::Changed { seen, wait_ms } => Told::Index(self.local.changed_since(seen, deadline(wait_ms)).await),
+            Ask::Status => Told::Status(Box::new((self.status)())),
+            Ask::HashAt { index, wait_ms } => self.hash_at(index, deadline(wait_ms)).await,
+            Ask::Check => self.check().await,
+            Ask::Members => Told::Members(self.local.replica().members()),
+        };
+        (told, Bytes::new())
+    }
+
+    async fn propose(&self, request: Request, body: Bytes, deadline: Instant) -> Told {
+        if let Err(refusal) = may_be_proposed(&request, &body) {
+            return Told::Outcome(Err(refusal));
+        }
+        match timeout_at(deadline.into(), self.local.replica().propose(request, body)).await {
+            Ok(Ok(outcome)) => Told::Outcome(outcome),
+            Ok(Err(error)) => self.not_proposed(error),
+            Err(_) => Told::Unknown,
+        }
+    }
+
+    async fn submit(&self, request: Request, body: Bytes, deadline: Instant) -> Verdict {
+        match may_be_proposed(&request, &body) {
+            Ok(()) => self.local.submit(&request, &body, deadline).await,
+            Err(refusal) => Verdict::Outcome { outcome: Err(refusal), doubt: false },
+        }
+    }
+
+    async fn read_index(&self, deadline: Instant) -> Told {
+        match timeout_at(deadline.into(), self.local.replica().read_index()).await {
+            Ok(Ok(index)) => Told::Index(index),
+            Ok(Err(error)) => self.not_proposed(error),
+            Err(_) => Told::Unknown,
+        }
+    }
+
+    fn not_proposed(&self, error: ReplicaError) -> Told {
+        match error {
+            ReplicaError::NotLeader { leader } => {
+                Told::NotLeader { leader: leader.and_then(|node| at(self.local.replica(), node)) }
+            }
+            ReplicaError::Unknown => Told::Unknown,
+            ReplicaError::Stopped { why } => Told::Failed(Failure::Stopped(why)),
+        }
+    }
+
+    async fn fetch_body(&self, index: LogIndex, offset: u32, length: u32) -> (Told, Bytes) {
+        if length > BODY_BYTES_MAX as u32 {
+            return (Told::Failed(Failure::Refused(Refusal::Invalid)), Bytes::new());
+        }
+        match self.local.own_piece(index, offset, length).await {
+            Ok(bytes) => (Told::Body, bytes),
+            Err(e) => (Told::Failed(Failure::Damaged(e.to_string())), Bytes::new()),
+        }
+    }
+
+    async fn check(&self) -> Told {
+        let root = self.local.replica().state();
+        // Minutes for millions of inodes, on a thread where that holds nobody up.
+        match tokio::task::spawn_blocking(move || root.check()).await {
+            Ok(checked) => Told::Checked(checked.err().map(|broken| broken.to_string())),
+            Err(e) => Told::Failed(Failure::Stopped(e.to_string())),
+        }
+    }
+
+    async fn hash_at(&self, index: LogIndex, deadline: Instant) -> Told {
+        let applied = self.local.replica().wait_applied(index, deadline).await;
+        Told::Hash(applied.then(|| self.local.replica().hash_at(index)).flatten())
+    }
+}
+
+/// Is this a request that a client may send?
+fn may_be_proposed(request: &Request, body: &Bytes) -> Result<(), Refusal> {
+    let by_leaders_only =
+        matches!(request.command, Command::EndSession { .. } | Command::Expire { .. } | Command::Tick);
+    let opens = matches!(request.command, Command::OpenSession { .. });
+    if by_leaders_only || opens != (request.session == SessionId(0)) {
+        return Err(Refusal::Invalid);
+    }
+    check_body(&request.command, body)
+}
+
+const _: () = assert!(READ_BYTES_MAX as usize <= crate::limits::FRAME_BODY_BYTES_MAX);
+const _: () = assert!(BODY_BYTES_MAX <= READ_BYTES_MAX as usize);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::{ClusterTime, Ino};
+    use crate::volume::session::sessionless;
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_before_the_log() {
+        let in_session = |command| Request { session: SessionId(7), ..sessionless(command) };
+        let write = |length| Command::Write { ino: Ino(2), offset: 0, length };
+        let body = Bytes::from_static(b"four");
+        let none = Bytes::new();
+        let refused = [
+            (sessionless(Command::Tick), &none),
+            (in_session(Command::Expire { ino: Ino(2), deadline: ClusterTime(1) }), &none),
+            (in_session(Command::EndSession { session: SessionId(3), last_seen: ClusterTime(1) }), &none),
+            (sessionless(write(4)), &body),
+            (in_session(Command::OpenSession { label: "n".into() }), &none),
+            (in_session(write(5)), &body),
+            (in_session(Command::CloseSession), &body),
+        ];
+        for (request, body) in refused {
+            assert_eq!(may_be_proposed(&request, body), Err(Refusal::Invalid), "{request:?}");
+        }
+        assert_eq!(may_be_proposed(&in_session(write(4)), &body), Ok(()));
+        assert_eq!(may_be_proposed(&sessionless(Command::OpenSession { label: "n".into() }), &none), Ok(()));
+    }
+}
