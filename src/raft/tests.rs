@@ -409,3 +409,28 @@ async fn many_proposals_at_once_are_each_answered_once() {
     cluster.sequence += 300;
     cluster.agree().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_install_that_is_interrupted_again_and_again_leaves_the_old_or_the_new() {
+    let mut cluster = Cluster::start(3).await;
+    let laggard = cluster.leader().await.status().leader.unwrap() % 3 + 1;
+    cluster.stop(laggard).await;
+    let mut kept = Vec::new();
+    for round in 0..30u8 {
+        kept.push((cluster.put(&format!("kept-{round}"), body(round, 150_000)).await.ino, body(round, 150_000)));
+    }
+    let leader = cluster.leader().await;
+    until("the log is purged beyond what the laggard has", || leader.status().purged > 10).await;
+
+    for patience_ms in [1, 20, 50, 100, 150, 200, 300, 400] {
+        cluster.boot(laggard).await;
+        tokio::time::sleep(Duration::from_millis(patience_ms)).await;
+        cluster.replica(laggard).state().check().unwrap();
+        cluster.stop(laggard).await;
+    }
+    cluster.boot(laggard).await;
+    cluster.agree().await;
+    for (ino, body) in &kept {
+        assert_eq!(read(&cluster.replica(laggard), *ino).await, *body);
+    }
+}
