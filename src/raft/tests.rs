@@ -1,6 +1,9 @@
 //! openraft's own suite over our storage, and three replicas over real sockets and files.
 
 use super::machine::Machine;
+use super::messages::{self, Progress, SnapshotBegin, SnapshotItems, SnapshotQuestion};
+use super::payload::StoredMeta;
+use super::snapshot;
 use super::store::Store;
 use super::types::{Entry, LogId, Types, Vote};
 use super::*;
@@ -10,8 +13,8 @@ use crate::fs::{
     Sequence, SessionId,
 };
 use crate::log::Log;
-use crate::net::{Caller, Handler, Identity, Message, NodeId, Server};
-use bytes::Bytes;
+use crate::net::{Caller, Handler, Identity, Message, NodeId, Purpose, Server};
+use bytes::{Bytes, BytesMut};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{OptionalSend, StorageError};
@@ -305,6 +308,11 @@ async fn a_leader_dies_and_a_laggard_is_brought_back_by_a_snapshot() {
         assert_eq!(read(&back, *ino).await, *body, "a body that it fetched");
     }
 
+    // A body that is wanted again comes again, and one that nobody refers to does not.
+    back.fetch_body(early.version).await.unwrap();
+    assert_eq!(read(&back, early.ino).await, body(1, 200_000), "fetched once more");
+    assert!(back.fetch_body(LogIndex(1)).await.is_err());
+
     // What it installed survives its next restart.
     cluster.stop(first).await;
     drop(back);
@@ -356,13 +364,25 @@ async fn without_a_majority_nothing_is_answered_and_nobody_is_sent_in_circles() 
     assert!(alone.hash_at(*alone.applied().borrow()).is_some());
 }
 
+/// Propose the same request to one after the other until there is an outcome: a slow machine may change leaders.
+async fn persist(replicas: Vec<Replica>, request: Request, body: Bytes) -> Outcome {
+    let deadline = Instant::now() + PATIENCE;
+    for replica in replicas.iter().cycle() {
+        match replica.propose(request.clone(), body.clone()).await {
+            Ok(outcome) => return outcome,
+            Err(e) => assert!(Instant::now() < deadline, "{e}"),
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("no replicas")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_proposals_at_once_are_each_answered_once() {
     let mut cluster = Cluster::start(3).await;
-    let leader = cluster.leader().await;
     let (session, first) = (cluster.session, cluster.sequence + 1);
     let proposals = (0..300u64).map(|i| {
-        let leader = leader.clone();
+        let replicas = cluster.running();
         let request = Request {
             session,
             sequence: Sequence(first + i),
@@ -377,12 +397,12 @@ async fn many_proposals_at_once_are_each_answered_once() {
                 length: 20_000,
             },
         };
-        tokio::spawn(async move { leader.propose(request, body(i as u8, 20_000)).await })
+        tokio::spawn(persist(replicas, request, body(i as u8, 20_000)))
     });
     let mut versions = Vec::new();
     for proposal in proposals.collect::<Vec<_>>() {
         match proposal.await.unwrap() {
-            Ok(Ok(Reply::Attributes(attributes))) => versions.push(attributes.version),
+            Ok(Reply::Attributes(attributes)) => versions.push(attributes.version),
             other => panic!("{other:?}"),
         }
     }
@@ -391,4 +411,79 @@ async fn many_proposals_at_once_are_each_answered_once() {
     assert_eq!(versions.len(), 300);
     cluster.sequence += 300;
     cluster.agree().await;
+}
+
+/// Send a snapshot to a replica as its leader would, up to `steps` messages, and wait for what comes of a whole one.
+async fn send_snapshot(to: &Replica, from: NodeId, snapshot: (StoredMeta, Vec<Bytes>), steps: usize) -> Progress {
+    let caller =
+        Caller { address: ([127, 0, 0, 1], 1).into(), node: Some(from), incarnation: 1, purpose: Purpose::Snapshot };
+    let (meta, items) = snapshot;
+    // Looked at first, and taken over only with a whole snapshot: none gets so far here.
+    let vote = (&Vote::new_committed(1000, from)).into();
+    let mut body = BytesMut::new();
+    assert!(items.iter().all(|item| messages::push_item(&mut body, item)));
+    let none = Bytes::new;
+    let all = [
+        messages::message(messages::SNAPSHOT_BEGIN, &SnapshotBegin { transfer: 1, vote, meta }, none()),
+        messages::message(messages::SNAPSHOT_ITEMS, &SnapshotItems { transfer: 1, sequence: 0 }, body.freeze()),
+        messages::message(messages::SNAPSHOT_END, &SnapshotQuestion { transfer: 1 }, none()),
+    ];
+    let whole = steps == all.len();
+    for message in all.into_iter().take(steps) {
+        let answer = to.handle(&caller, message.unwrap()).await;
+        assert!(!matches!(messages::header(&answer).unwrap(), Progress::Installed { .. }), "{answer:?}");
+    }
+    let mut progress = Progress::Working { bodies_fetched: 0 };
+    while whole && matches!(progress, Progress::Working { .. }) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let question = SnapshotQuestion { transfer: 1 };
+        let question = messages::message(messages::SNAPSHOT_PROGRESS, &question, none()).unwrap();
+        progress = messages::header(&to.handle(&caller, question).await).unwrap();
+    }
+    progress
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_install_that_is_cut_at_any_step_leaves_the_old_state() {
+    let mut cluster = Cluster::start(3).await;
+    let early = cluster.put("early", body(7, 100)).await;
+    cluster.agree().await;
+    let leader = cluster.leader().await.status().leader.unwrap();
+    let (laggard, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    let old = *cluster.replica(laggard).applied().borrow();
+    cluster.stop(laggard).await;
+    let mut kept = Vec::new();
+    for round in 0..30u8 {
+        kept.push((cluster.put(&format!("kept-{round}"), body(round, 150_000)).await.ino, body(round, 150_000)));
+    }
+    let replica = cluster.leader().await;
+    until("the log is purged beyond what the laggard has", || replica.status().purged > old.0 + 1).await;
+    drop(replica);
+    cluster.stop(leader).await;
+    cluster.stop(other).await;
+
+    // All others are down: the snapshot arrives, but no body can be fetched.
+    let log = Log::open(cluster.nodes[leader as usize - 1].directory.path()).unwrap();
+    let (meta, reader) = snapshot::open(&log).unwrap().unwrap();
+    let items: Vec<Bytes> = reader.map(|item| item.unwrap()).collect();
+    drop(log);
+    let damaged = [&items[..items.len() - 2], &items[items.len() - 1..]].concat();
+    for (items, steps) in [(&items, 1), (&items, 2), (&items, 3), (&damaged, 3)] {
+        cluster.boot(laggard).await;
+        let replica = cluster.replica(laggard);
+        let progress = send_snapshot(&replica, leader, (meta.clone(), items.clone()), steps).await;
+        assert_eq!(matches!(progress, Progress::Failed { .. }), steps == 3, "{progress:?}");
+        assert_eq!((*replica.applied().borrow(), replica.status().snapshot), (old, 0));
+        cluster.stop(laggard).await;
+    }
+    for id in 1..=3 {
+        cluster.boot(id).await;
+    }
+    cluster.agree().await;
+    let back = cluster.replica(laggard);
+    until("it was brought back by a snapshot", || back.status().snapshot >= meta.last.index).await;
+    assert_eq!(read(&back, early.ino).await, body(7, 100));
+    for (ino, body) in &kept {
+        assert_eq!(read(&back, *ino).await, *body);
+    }
 }
