@@ -239,6 +239,7 @@ impl Rig {
         }
         if state.id(upto.index) != Some(upto) {
             let trusted = self.log().committed().map_or(0, |committed| committed.index + 1).max(state.first());
+            self.committed_next = self.committed_next.min(trusted);
             self.change(|state| drop(state.entries.split_off(&trusted)));
         }
         self.change(|state| {
