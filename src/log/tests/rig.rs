@@ -257,7 +257,9 @@ impl Rig {
     fn import(&mut self, index: u64, size: usize) {
         // The leader's body of an entry that is here too is the same, unless ours was never committed.
         let committed = self.log().committed().is_some_and(|committed| committed.index >= index);
-        let bytes = match self.state().body(index) {
+        let imported = self.state().imports.get(&index);
+        let bytes = match imported.or_else(|| self.state().body(index)) {
+            Some(same) if imported.is_some() => same.clone(),
             Some(same) if committed || index < self.state().first() || size.is_multiple_of(2) => same.clone(),
             _ => body(&entry(99, index, 0, size.max(1))).clone(),
         };
