@@ -315,7 +315,9 @@ fn what_was_behind_a_cut_never_comes_back() {
     assert_eq!(log.state().last.map(|last| last.index), Some(0));
     assert!(disk.list().unwrap().contains(&format!("torn-1-{at}")));
     // Exactly as long as the one that was cut: the old record 2 would follow it.
-    append(&log, &[entry(2, 1, 20, 100)]).unwrap();
+    let (done, _) = waiter();
+    log.append(vec![entry(2, 1, 20, 100)], done);
+    log.pump();
     let log = open(&disk.copy(), 3).unwrap();
     assert_eq!(log.state().last, Some(entry(2, 1, 20, 100).id));
 }
