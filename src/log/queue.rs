@@ -137,6 +137,10 @@ impl Memory {
         self.index.truncate(next);
         self.cache.remove_from(next);
         self.durable_next = self.durable_next.min(next);
+        // Else the hint would speak of the entries that take their place.
+        if self.committed.is_some_and(|committed| committed.index >= next) {
+            self.set_committed(self.index.last());
+        }
         self.queue.push(Job::Truncate { last: self.index.last() });
     }
 

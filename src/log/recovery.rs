@@ -90,6 +90,7 @@ fn reopen(disk: &dyn Disk, options: &Options, sealed: &[u32], last: u32) -> Resu
     let mut memory = Memory::new(index, segments, last, options);
     memory.vote = tail.recorded.vote.clone();
     memory.committed = tail.recorded.committed;
+    memory.committed = memory.committed();
     if let Some(upto) = repaired {
         memory.push(Job::Purge { upto });
     }

@@ -52,12 +52,33 @@ struct Inode {
 
 #[derive(Clone)]
 enum Change {
-    Write { inode: u64, offset: u64, bytes: Vec<u8> },
-    Extend { inode: u64, bytes: u64 },
-    Hole { inode: u64, offset: u64, bytes: u64 },
-    Link { name: String, inode: u64 },
-    Rename { from: String, to: String },
-    Unlink { name: String },
+    Write {
+        inode: u64,
+        offset: u64,
+        bytes: Vec<u8>,
+    },
+    Extend {
+        inode: u64,
+        bytes: u64,
+    },
+    Hole {
+        inode: u64,
+        offset: u64,
+        bytes: u64,
+    },
+    Link {
+        name: String,
+        inode: u64,
+    },
+    /// Of this very file: whatever else of its history is lost, no other file takes the name.
+    Rename {
+        from: String,
+        to: String,
+        inode: u64,
+    },
+    Unlink {
+        name: String,
+    },
 }
 
 impl Change {
@@ -391,10 +412,11 @@ fn apply_name(names: &mut BTreeMap<String, u64>, change: &Change) {
     match change {
         Change::Link { name, inode } => drop(names.insert(name.clone(), *inode)),
         Change::Unlink { name } => drop(names.remove(name)),
-        Change::Rename { from, to } => {
-            if let Some(inode) = names.remove(from) {
-                names.insert(to.clone(), inode);
+        Change::Rename { from, to, inode } => {
+            if names.get(from) == Some(inode) {
+                names.remove(from);
             }
+            names.insert(to.clone(), *inode);
         }
         _ => {}
     }
@@ -457,8 +479,8 @@ impl Disk for SimulatedDisk {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut world = self.world.lock();
-        world.names.get(from).ok_or(io::ErrorKind::NotFound)?;
-        world.change(Change::Rename { from: from.into(), to: to.into() })
+        let inode = *world.names.get(from).ok_or(io::ErrorKind::NotFound)?;
+        world.change(Change::Rename { from: from.into(), to: to.into(), inode })
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

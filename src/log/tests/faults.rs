@@ -299,3 +299,47 @@ fn an_unknown_format_is_refused_by_both_numbers() {
         assert_eq!(refused.to_string(), format!("{name}: format 7, this build reads 1"));
     }
 }
+
+#[test]
+fn what_was_behind_a_cut_never_comes_back() {
+    let disk = SimulatedDisk::new();
+    let log = open(&disk, 1).unwrap();
+    append(&log, &[entry(1, 0, 20, 100)]).unwrap();
+    let (done, _) = waiter();
+    log.append(vec![entry(1, 1, 20, 100), entry(1, 2, 20, 100)], done);
+    log.pump();
+    let disk = disk.copy();
+    let at = header_of(&disk, "0000000000000001.seg", &entry(1, 1, 20, 100));
+    assert!(disk.flip_bit("0000000000000001.seg", at + 70, 1));
+    let log = open(&disk, 2).unwrap();
+    assert_eq!(log.state().last.map(|last| last.index), Some(0));
+    assert!(disk.list().unwrap().contains(&format!("torn-1-{at}")));
+    // Exactly as long as the one that was cut: the old record 2 would follow it.
+    let (done, _) = waiter();
+    log.append(vec![entry(2, 1, 20, 100)], done);
+    log.pump();
+    let log = open(&disk.copy(), 3).unwrap();
+    assert_eq!(log.state().last, Some(entry(2, 1, 20, 100).id));
+}
+
+#[test]
+fn a_truncated_body_never_comes_back() {
+    let disk = SimulatedDisk::new();
+    let log = open(&disk, 1).unwrap();
+    // The first segment keeps one live body and holds another that is truncated from the second one.
+    let old: Vec<_> =
+        [66_000, 400, 66_000, 66_000, 66_000].iter().zip(0..).map(|(size, i)| entry(1, i, 9, *size)).collect();
+    old.iter().for_each(|entry| append(&log, std::slice::from_ref(entry)).unwrap());
+    let (done, _) = waiter();
+    log.truncate_after(Some(old[0].id), done);
+    let new: Vec<_> = (1..9).map(|i| entry(2, i, 9, if i == 1 { 0 } else { 66_000 })).collect();
+    new.iter().for_each(|entry| append(&log, std::slice::from_ref(entry)).unwrap());
+    log.save_committed(Some(EntryId { index: 100, ..new[7].id }));
+    assert_eq!(log.committed(), Some(new[7].id), "at most what is durable");
+    purge(&log, new[7].id);
+    log.reclaim(&|index| index == 0).unwrap();
+    for log in [log, open(&disk.copy(), 2).unwrap()] {
+        assert!(matches!(log.read_body(1, 0, 400), Err(StorageError::NoBody { index: 1 })));
+        assert_eq!(log.read_body(0, 0, 66_000).unwrap(), body(&old[0]));
+    }
+}

@@ -239,6 +239,7 @@ impl Rig {
         }
         if state.id(upto.index) != Some(upto) {
             let trusted = self.log().committed().map_or(0, |committed| committed.index + 1).max(state.first());
+            self.committed_next = self.committed_next.min(trusted);
             self.change(|state| drop(state.entries.split_off(&trusted)));
         }
         self.change(|state| {
@@ -256,7 +257,9 @@ impl Rig {
     fn import(&mut self, index: u64, size: usize) {
         // The leader's body of an entry that is here too is the same, unless ours was never committed.
         let committed = self.log().committed().is_some_and(|committed| committed.index >= index);
-        let bytes = match self.state().body(index) {
+        let imported = self.state().imports.get(&index);
+        let bytes = match imported.or_else(|| self.state().body(index)) {
+            Some(same) if imported.is_some() => same.clone(),
             Some(same) if committed || index < self.state().first() || size.is_multiple_of(2) => same.clone(),
             _ => body(&entry(99, index, 0, size.max(1))).clone(),
         };
