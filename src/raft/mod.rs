@@ -2,15 +2,15 @@
 //!
 //! | part | what it is |
 //! |---|---|
-//! | [`types`] | openraft's type parameters, spelled out once |
-//! | [`payload`] | the formats: what an entry's command, the vote and a snapshot's meta hold |
-//! | [`store`], [`tail`] | openraft's log storage over [`crate::log`], and the last entries in memory |
-//! | [`machine`], [`publish`] | openraft's state machine over [`crate::fs::State`], and its newest root for readers |
-//! | [`snapshot`], [`intake`], [`bodies`] | snapshots: written, received, and the bodies that a receiver lacks |
-//! | [`messages`], [`network`], [`peers`], [`server`], [`lane`] | what peers say to each other, both halves |
-//! | [`clock`] | cluster time |
-//! | [`keeper`] | when to snapshot, purge and reclaim |
-//! | [`replica`] | what other rooms use |
+//! | `types` | openraft's type parameters, spelled out once |
+//! | `payload` | the formats: what an entry's command, the vote and a snapshot's meta hold |
+//! | `store`, `tail` | openraft's log storage over [`crate::log`], and the last entries in memory |
+//! | `machine`, `publish` | openraft's state machine over [`crate::fs::State`], and its newest root for readers |
+//! | `snapshot`, `intake`, `bodies` | snapshots: written, received, and the bodies that a receiver lacks |
+//! | `messages`, `network`, `peers`, `server`, `lane` | what peers say to each other, both halves |
+//! | `clock` | cluster time |
+//! | `keeper` | when to snapshot, purge and reclaim |
+//! | `replica` | what other rooms use |
 //!
 //! Absent on purpose: lease reads (they need a margin for clock drift that openraft's have not), automatic initializing,
 //! membership changes (they come with `member add`), retries of proposals (`volume` does them, with the same request).
