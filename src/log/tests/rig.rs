@@ -273,7 +273,7 @@ impl Rig {
             return;
         };
         self.snapshots_tried.push((last, items));
-        let (meta, mut bytes) = snapshot(last, items);
+        let (meta, bytes) = snapshot(last, items);
         if self.log().write_snapshot(last, meta, &mut bytes.map(Ok)).is_ok() {
             self.snapshot = Some((last, items));
         }
