@@ -72,8 +72,8 @@ fn block_on<T>(future: impl Future<Output = CliResult<T>>) -> CliResult<T> {
 
 /// Log to standard error: what KEELFS_LOG asks for, or else `info` where we serve and `warn` where we only ask.
 fn trace(verb: &Verb) {
-    // openraft's info is for its developers.
-    let default = if matches!(verb, Verb::Serve(_)) { "info,openraft=warn" } else { "warn" };
+    // openraft's words are for its developers, and it warns several times a second of a peer that is down.
+    let default = if matches!(verb, Verb::Serve(_)) { "info,openraft=error" } else { "warn" };
     let filter = EnvFilter::try_from_env("KEELFS_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     log.init();

@@ -29,6 +29,9 @@ pub struct NodeReport {
     pub applied: Option<u64>,
     /// Hexadecimal, at `applied`.
     pub state_hash: Option<String>,
+    /// Index of the newest metadata snapshot; what was last purged from the Raft log.
+    pub snapshot: Option<u64>,
+    pub purged: Option<u64>,
     pub log_bytes: Option<u64>,
     /// On the node's machine.
     pub mount: Option<PathBuf>,
@@ -55,6 +58,8 @@ impl NodeReport {
             last_log: replica.map(|r| r.last_log),
             applied: replica.map(|r| r.applied),
             state_hash: replica.map(|r| r.state_hash.clone()),
+            snapshot: replica.map(|r| r.snapshot),
+            purged: replica.map(|r| r.purged),
             log_bytes: replica.map(|r| r.log_bytes),
             mount: told.as_ref().and_then(|told| told.mounts.first()).map(PathBuf::from),
             error,

@@ -134,7 +134,9 @@ impl RaftStateMachine<Types> for Machine {
                 .await?
             }
         };
+        let before = self.state.applied().0;
         self.become_loaded(meta, state);
+        tracing::info!("installed a snapshot: applied {before} before, {} now", self.state.applied().0);
         Ok(())
     }
 

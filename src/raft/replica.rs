@@ -441,7 +441,12 @@ async fn watch_raft(
             let metrics = metrics.borrow_and_update();
             (leader_of(&metrics, own), metrics.running_state.clone())
         };
-        leader.send_if_modified(|before| std::mem::replace(before, now) != now);
+        if leader.send_if_modified(|before| std::mem::replace(before, now) != now) {
+            match now {
+                Some(node) => tracing::info!("node {node} leads"),
+                None => tracing::info!("no leader is known"),
+            }
+        }
         let ended = match running {
             Err(fatal) => Some(fatal.to_string()),
             Ok(()) => tokio::select! {
