@@ -1,67 +1,19 @@
-//! Mount points: what /proc/self/mountinfo says of them, and how they are given back.
+//! Mount points: whose they are, and how they are given back.
 //!
 //! Only mounts of type `fuse.keelfs` are ever unmounted here; a foreign mount is never touched.
 
 use crate::cli::error::{CliError, CliResult, Tried};
+use crate::fuse::table::mounted_at;
 use rustix::fs::{Access, access};
 use rustix::mount::{UnmountFlags, unmount};
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
 const DEVICE: &str = "/dev/fuse";
-const OURS: &str = "fuse.keelfs";
 /// How long a mount may take to answer before it counts as silent.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
-
-/// One line of mountinfo (proc(5)).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MountPoint {
-    pub path: PathBuf,
-    pub kind: String,
-}
-
-/// Every mount that this process sees; of several on one path the last is on top.
-pub fn all() -> CliResult<Vec<MountPoint>> {
-    let text = std::fs::read("/proc/self/mountinfo").tried(|| "cannot read /proc/self/mountinfo".into())?;
-    Ok(parse(&text))
-}
-
-fn parse(text: &[u8]) -> Vec<MountPoint> {
-    text.split(|b| *b == b'\n').filter_map(parse_line).collect()
-}
-
-/// `36 35 98:0 /root /mount/point rw,noatime master:1 - ext3 /dev/root rw`
-fn parse_line(line: &[u8]) -> Option<MountPoint> {
-    let mut words = line.split(|b| *b == b' ');
-    let path = unescape(words.nth(4)?);
-    words.find(|word| *word == b"-")?;
-    let kind = String::from_utf8_lossy(words.next()?).into_owned();
-    Some(MountPoint { path: PathBuf::from(OsString::from_vec(path)), kind })
-}
-
-/// Spaces, tabs, newlines and backslashes are written as `\040` and the like.
-fn unescape(word: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(word.len());
-    let mut rest = word;
-    while let Some((&byte, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|_| byte == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(value) => {
-                out.push(value);
-                rest = &tail[3..];
-            }
-            None => {
-                out.push(byte);
-                rest = tail;
-            }
-        }
-    }
-    out
-}
 
 /// What is mounted on exactly this path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,9 +24,12 @@ pub enum Found {
 }
 
 /// `path` must be absolute and without symlinks; it is not touched, because a dead mount would answer ENOTCONN.
-pub fn found(path: &Path) -> CliResult<Found> {
-    let top = all()?.into_iter().rfind(|mount| mount.path == path);
-    Ok(top.map_or(Found::Nothing, |mount| if mount.kind == OURS { Found::Ours } else { Found::Foreign }))
+pub fn found(path: &Path) -> Found {
+    match mounted_at(path) {
+        None => Found::Nothing,
+        Some(mount) if mount.is_ours() => Found::Ours,
+        Some(_) => Found::Foreign,
+    }
 }
 
 /// A path made absolute, following symlinks of its directory only: its last component may be a dead mount.
@@ -118,7 +73,7 @@ pub fn life(path: &Path) -> Life {
 /// See to it that something can be mounted here: a directory that is empty, after a dead mount of ours was cleaned off it.
 pub fn prepare(path: &Path) -> CliResult {
     fuse_is_there()?;
-    match found(path)? {
+    match found(path) {
         Found::Foreign => {
             return Err(CliError::failed(format!(
                 "{} is a mount of another file system: choose another directory",
@@ -184,7 +139,7 @@ pub enum Unmount {
 
 /// Unmount ours. Fails on a foreign mount and where nothing is mounted.
 pub fn release(path: &Path, how: Unmount) -> CliResult {
-    match found(path)? {
+    match found(path) {
         Found::Ours => (),
         Found::Nothing => return Err(CliError::failed(format!("{} is not mounted", path.display()))),
         Found::Foreign => {
@@ -234,21 +189,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mountinfo_is_read_with_optional_fields_and_escapes() {
-        let text = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
-            40 22 0:50 / /home/a\\040b rw,nosuid,nodev - fuse.keelfs keelfs rw,user_id=0\n\
-            41 22 0:51 / /mnt\\134x rw master:3 shared:9 - fuse.sshfs host: rw\nshort line\n";
-        let mounts = parse(text);
-        let seen: Vec<_> = mounts.iter().map(|m| (m.path.to_str().unwrap(), m.kind.as_str())).collect();
-        assert_eq!(seen, [("/", "ext4"), ("/home/a b", "fuse.keelfs"), ("/mnt\\x", "fuse.sshfs")]);
-    }
-
-    #[test]
     fn foreign_mounts_and_plain_directories_are_left_alone() {
-        assert_eq!(found(Path::new("/proc")).unwrap(), Found::Foreign);
+        assert_eq!(found(Path::new("/proc")), Found::Foreign);
         assert!(release(Path::new("/proc"), Unmount::Lazy).unwrap_err().message.contains("left alone"));
         let tmp = tempfile::tempdir().unwrap();
-        assert_eq!(found(tmp.path()).unwrap(), Found::Nothing);
+        assert_eq!(found(tmp.path()), Found::Nothing);
         must_be_empty(tmp.path()).unwrap();
         assert!(must_be_empty(Path::new("/proc")).unwrap_err().message.contains("is not empty"));
         assert!(release(tmp.path(), Unmount::Clean).unwrap_err().message.contains("is not mounted"));

@@ -31,11 +31,12 @@ mod mounts;
 mod names;
 mod options;
 mod respond;
+pub mod table;
 mod translate;
 mod waiting;
 mod wire;
 
-pub use mounts::{FILE_SYSTEM_TYPE, MountError};
+pub use mounts::MountError;
 pub use options::{MountOptions, UnknownOption};
 
 use crate::volume::Volume;
@@ -109,7 +110,7 @@ pub struct Mount {
 
 impl Mount {
     fn start(path: PathBuf, session: Session<Adapter>) -> std::io::Result<Mount> {
-        let ours = mounts::mounted_at(&path).filter(|entry| entry.fs_type == FILE_SYSTEM_TYPE);
+        let ours = table::mounted_at(&path).filter(|entry| entry.is_ours());
         let (ended, end) = watch::channel(None);
         std::thread::Builder::new().name("fuse".into()).spawn(move || {
             let outcome = session.run().map_err(|error| error.to_string());
@@ -150,7 +151,7 @@ impl Mount {
 
     /// Take our mount out of the tree, unless it is out already.
     fn detach(&self) -> Result<(), MountError> {
-        let above = mounts::mounted_at(&self.path).map(|entry| entry.device);
+        let above = table::mounted_at(&self.path).map(|entry| entry.device);
         match self.device.is_some() && above == self.device {
             true => mounts::unmount(&self.path),
             false => Ok(()),

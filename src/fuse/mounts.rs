@@ -1,28 +1,26 @@
-//! Mounting and unmounting, and what is mounted where.
+//! Mounting and unmounting.
 //!
 //! keelfs mounts by itself and gives fuser the open device, because fuser 0.18 (its `mnt` module) cannot set the type
 //! `fuse.keelfs` when it mounts as root, lets a comma in a source add options, and after an unmount from outside may unmount
 //! another file system at that path. Root calls `mount(2)`; users go through `fusermount3`, which has the privilege.
 //!
-//! Whose a mount is, the kernel's table tells (`/proc/self/mountinfo`): type `fuse.keelfs` is ours. A dead one of ours
+//! Whose a mount is, the kernel's table tells ([`super::table`]): type `fuse.keelfs` is ours. A dead one of ours
 //! (its daemon was killed: every access says ENOTCONN) is cleaned up before mounting; a foreign one is never touched.
 
+use super::table::{FILE_SYSTEM_TYPE, mounted_at};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-use std::ffi::{CString, OsString};
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{Error, ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// The type of our mounts in the kernel's table.
-pub const FILE_SYSTEM_TYPE: &str = "fuse.keelfs";
 const SUBTYPE: &str = "keelfs";
 const DEVICE: &str = "/dev/fuse";
 const FUSERMOUNT: &str = "fusermount3";
@@ -70,57 +68,6 @@ pub struct Terms<'a> {
     pub read_only: bool,
 }
 
-/// One line of the kernel's table of mounts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MountEntry {
-    /// `major:minor`: names this mount's file system among all.
-    pub device: String,
-    pub path: PathBuf,
-    pub fs_type: String,
-}
-
-impl MountEntry {
-    /// Fields as in proc(5), `/proc/pid/mountinfo`.
-    fn parse(line: &str) -> Option<MountEntry> {
-        let (before, after) = line.split_once(" - ")?;
-        let mut fields = before.split(' ').skip(2);
-        let device = fields.next()?.to_owned();
-        let path = unescape(fields.nth(1)?);
-        Some(MountEntry { device, path, fs_type: after.split(' ').next()?.to_owned() })
-    }
-}
-
-/// Spaces and the like are octal in the kernel's table: `\040`.
-fn unescape(field: &str) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let octal = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) if first == b'\\' => {
-                bytes.push(byte);
-                rest = &tail[3..];
-            }
-            _ => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
-    }
-    PathBuf::from(OsString::from_vec(bytes))
-}
-
-/// All that is mounted in this process's view, the uppermost at a path last.
-fn table() -> Vec<MountEntry> {
-    let text = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    String::from_utf8_lossy(&text).lines().filter_map(MountEntry::parse).collect()
-}
-
-/// What is mounted at exactly this path, if anything.
-pub fn mounted_at(path: &Path) -> Option<MountEntry> {
-    table().into_iter().rfind(|entry| entry.path == path)
-}
-
 /// The path as the kernel's table spells it; of a dead mount only the parent can be asked.
 pub fn canonical(path: &Path) -> Result<PathBuf, MountError> {
     match path.canonicalize() {
@@ -145,7 +92,7 @@ pub fn clear(path: &Path) -> Result<(), MountError> {
     let shown = || path.display().to_string();
     for _ in 0..STALE_MAX {
         let Some(entry) = mounted_at(path) else { break };
-        let ours = entry.fs_type == FILE_SYSTEM_TYPE;
+        let ours = entry.is_ours();
         match probe(path) {
             Ok(()) if ours => return Err(MountError::Mounted { path: shown() }),
             Ok(()) => break,
@@ -306,17 +253,8 @@ fn plain(source: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::table;
     use super::*;
-
-    #[test]
-    fn a_line_of_the_kernels_table_is_understood() {
-        let line = r"36 35 0:98 / /mnt/a\040b\134 rw,noatime shared:1 master:2 - fuse.keelfs n1 rw,user_id=0";
-        let expected =
-            MountEntry { device: "0:98".into(), path: PathBuf::from(r"/mnt/a b\"), fs_type: FILE_SYSTEM_TYPE.into() };
-        assert_eq!(MountEntry::parse(line), Some(expected));
-        assert_eq!(MountEntry::parse("36 35"), None);
-        assert!(mounted_at(Path::new("/proc")).is_some_and(|entry| entry.fs_type == "proc"));
-    }
 
     #[test]
     fn a_source_cannot_add_options() {
@@ -325,9 +263,9 @@ mod tests {
 
     #[test]
     fn a_foreign_mount_and_a_missing_directory_are_left_alone() {
-        let before = table();
+        let before = table::mounts();
         clear(Path::new("/proc")).unwrap();
-        assert_eq!(table(), before);
+        assert_eq!(table::mounts(), before);
         let missing = canonical(Path::new("/nowhere/at/all")).unwrap_err();
         assert!(missing.to_string().contains("mkdir -p /nowhere/at/all"), "{missing}");
         assert!(clear(Path::new("/proc/version")).unwrap_err().to_string().contains("not a directory"));

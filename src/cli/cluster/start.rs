@@ -101,7 +101,7 @@ fn remount(cluster: &mut ClusterDir, args: &StartArgs) -> CliResult {
     let wanted = mounts_of(&ids, &args.mount)?;
     for node in &cluster.config.nodes {
         let Some(path) = node.mount.as_ref().filter(|path| Some(*path) != wanted.get(&node.id)) else { continue };
-        if mounts::found(path)? == Found::Ours {
+        if mounts::found(path) == Found::Ours {
             return Err(CliError::failed(format!(
                 "{} is mounted: first `keelfs cluster stop --dir {}`",
                 path.display(),
@@ -187,7 +187,7 @@ fn mounts_of(ids: &[NodeId], asked: &[MountAt]) -> CliResult<BTreeMap<NodeId, Pa
 
 /// As [`mounts::prepare`], of a directory that is made if it is missing.
 fn prepare_mount(path: &Path) -> CliResult {
-    if mounts::found(path)? == Found::Nothing {
+    if mounts::found(path) == Found::Nothing {
         fs::create_dir_all(path).tried(|| format!("cannot make the mount point {}", path.display()))?;
     }
     mounts::prepare(path)
@@ -221,7 +221,7 @@ pub fn bring_up(cluster: &ClusterDir, nodes: &[&NodeConfig], timeout: Duration) 
 }
 
 fn serves_mount(path: &Path) -> bool {
-    process::Server::find(&Duty::Mount(path.to_owned())).is_some() && mounts::found(path) == Ok(Found::Ours)
+    process::Server::find(&Duty::Mount(path.to_owned())).is_some() && mounts::found(path) == Found::Ours
 }
 
 fn start_node(cluster: &ClusterDir, node: &NodeConfig) -> CliResult<Starting> {
@@ -310,7 +310,7 @@ fn have_majority(reports: &[NodeReport]) -> bool {
 }
 
 fn mounted(path: &Path) -> bool {
-    matches!(mounts::found(path), Ok(Found::Ours)) && mounts::life(path) == Life::Answers
+    mounts::found(path) == Found::Ours && mounts::life(path) == Life::Answers
 }
 
 fn must_live(started: &mut Starting) -> CliResult {
