@@ -10,7 +10,10 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+/// Longer than a session lives without a sign of life.
+const SESSION_TIME: Duration = Duration::from_nanos(keelfs::limits::SESSION_TTL_NS + 3_000_000_000);
 const EXCLUSIVE: FlockOperation = FlockOperation::NonBlockingLockExclusive;
 const SHARED: FlockOperation = FlockOperation::NonBlockingLockShared;
 
@@ -23,7 +26,7 @@ fn locks_exclude_each_other_between_mounts_and_end_with_their_holder() {
     drop((one, two));
     counted_under_a_lock(&cluster);
     a_killed_holder(&cluster);
-    a_killed_node(&cluster);
+    a_killed_node_and_then_its_mount(&cluster);
     cluster.expect_agreement();
 }
 
@@ -90,14 +93,18 @@ fn a_killed_holder(cluster: &Cluster) {
     println!("the lock of a killed process was free on another mount");
 }
 
-/// The node dies with its session: the lock is free when the session's time is over, and not before it is asked for.
-fn a_killed_node(cluster: &Cluster) {
-    let mut child = holder(&cluster.at(3).join("of-a-node"));
-    let other = open(&cluster.at(1).join("of-a-node"));
-    assert_eq!(flock(&other, EXCLUSIVE), Err(Errno::AGAIN));
+/// A lock outlives the node beside its mount, because the session is the mount's. When the mount dies, its lock is free
+/// once the session's time is over.
+fn a_killed_node_and_then_its_mount(cluster: &Cluster) {
+    let mut child = holder(&cluster.at(3).join("of-a-mount"));
+    let other = open(&cluster.at(1).join("of-a-mount"));
     cluster.kill(&[3]);
-    wait_for("the lock of a killed node", || flock(&other, EXCLUSIVE).ok());
-    println!("the lock of a killed node was free after its session ended");
+    std::thread::sleep(SESSION_TIME);
+    assert_eq!(flock(&other, EXCLUSIVE), Err(Errno::AGAIN), "the mount goes on with other nodes, and so does its lock");
+    cluster.kill_mount(3);
+    assert_eq!(flock(&other, EXCLUSIVE), Err(Errno::AGAIN), "a mount that is only silent keeps its lock for a while");
+    wait_for("the lock of a killed mount", || flock(&other, EXCLUSIVE).ok());
+    println!("a lock outlived its node, and was free after its mount's session had ended");
     kill_group(&mut child);
     cluster.restart(&[3]);
 }

@@ -124,6 +124,21 @@ impl Cluster {
         self.command(words(&["kill"]).into_iter().chain(numbers(which))).expect_success();
     }
 
+    /// SIGKILL for the process of the mount beside this node; the node itself goes on.
+    pub fn kill_mount(&self, node: u64) {
+        let path = self.at(node).as_os_str().as_encoded_bytes();
+        let serves = |pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            words.get(1) == Some(&&b"mount"[..]) && words.contains(&path)
+        };
+        let names = std::fs::read_dir("/proc").expect("/proc").flatten();
+        let mut pids = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let pid = pids.find(serves).unwrap_or_else(|| panic!("no process serves {}", self.at(node).display()));
+        let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("a signal");
+    }
+
     pub fn signal(&self, node: u64, signal: &str) {
         println!("send {signal} to node {node}");
         self.command(words(&["kill", &node.to_string(), "--signal", signal])).expect_success();
