@@ -467,7 +467,7 @@ impl Script {
     }
 
     fn asked_to_close(&self) -> String {
-        let asked = self.world.state.orphans_of(self.client().id, 100);
+        let asked = self.world.state.orphans_of(self.client().id, Ino(0), 100);
         if asked.is_empty() {
             "nothing".to_owned()
         } else {

@@ -7,13 +7,13 @@
 use super::*;
 
 impl State {
-    /// Orphans that wait for this session's answer, in order (at most `limit`).
-    pub fn orphans_of(&self, session: SessionId, limit: usize) -> Vec<Ino> {
-        self.holds_of(session).take(limit).collect()
+    /// Orphans above `after` that wait for this session's answer, in order (at most `limit`).
+    pub fn orphans_of(&self, session: SessionId, after: Ino, limit: usize) -> Vec<Ino> {
+        self.holds_of(session, Ino(after.0.saturating_add(1))).take(limit).collect()
     }
 
-    fn holds_of(&self, session: SessionId) -> impl Iterator<Item = Ino> + '_ {
-        self.holds.range((session, Ino(0))..=(session, Ino(u64::MAX))).map(|((_, ino), ())| *ino)
+    fn holds_of(&self, session: SessionId, from: Ino) -> impl Iterator<Item = Ino> + '_ {
+        self.holds.range((session, from)..=(session, Ino(u64::MAX))).map(|((_, ino), ())| *ino)
     }
 
     /// Called when a name of this inode has gone.
@@ -46,7 +46,7 @@ impl State {
     }
 
     pub(super) fn end_holds(&mut self, session: SessionId) {
-        let held: Vec<_> = self.holds_of(session).collect();
+        let held: Vec<_> = self.holds_of(session, Ino(0)).collect();
         held.iter().for_each(|ino| self.release_hold(session, *ino));
     }
 

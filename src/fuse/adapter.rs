@@ -37,7 +37,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Not asked for, on purpose: WRITEBACK_CACHE (a write must be in the cluster when it returns), CACHE_SYMLINKS (stale
 /// links), POSIX_ACL (not enforced), SETXATTR_EXT, HANDLE_KILLPRIV_V2 and ALLOW_IDMAP (broken in fuser 0.18),
 /// ABORT_ERROR (fuser takes the end of the session for a failure).
-const CAPABILITIES: [InitFlags; 11] = [
+const CAPABILITIES: [InitFlags; 10] = [
     // Without these two the kernel grants locks by itself, on each node for itself.
     InitFlags::FUSE_POSIX_LOCKS,
     InitFlags::FUSE_FLOCK_LOCKS,
@@ -48,7 +48,6 @@ const CAPABILITIES: [InitFlags; 11] = [
     InitFlags::FUSE_READDIRPLUS_AUTO,
     // Setuid and setgid bits are cleared by the command that writes, in the same step.
     InitFlags::FUSE_HANDLE_KILLPRIV,
-    InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     // For what reads through pages all the same: mappings, sendfile.
     InitFlags::FUSE_AUTO_INVAL_DATA,
@@ -88,13 +87,14 @@ impl Adapter {
         }
     }
 
-    /// Room for one more request with so many bytes of data; waits for it. `None` only if the mount is ending.
-    fn room(&self, data_bytes: usize) -> Option<OwnedSemaphorePermit> {
+    /// Room for one more request with so many bytes of data; waits for it as long as the request itself may wait.
+    fn room(&self, call: &Call, data_bytes: usize) -> Result<OwnedSemaphorePermit, Errno> {
         let permits = 1 + (data_bytes.min(BODY_BYTES_MAX) / FUSE_REQUEST_DATA_BYTES) as u32;
         if let Ok(room) = self.under_way.clone().try_acquire_many_owned(permits) {
-            return Some(room);
+            return Ok(room);
         }
-        self.mounted.runtime.block_on(self.under_way.clone().acquire_many_owned(permits)).ok()
+        let acquired = async { self.under_way.clone().acquire_many_owned(permits).await.map_err(|_| Errno::EIO) };
+        self.mounted.runtime.block_on(waiting::bounded(call.tid, call.deadline, acquired))
     }
 
     /// Answer a request with what `work` comes to.
@@ -103,8 +103,11 @@ impl Adapter {
         R: Respond,
         W: Future<Output = Result<R::With, Errno>> + Send + 'static,
     {
-        let Some(room) = self.room(data_bytes) else { return reply.respond(Err(Errno::EIO)) };
         let call = self.call(request);
+        let room = match self.room(&call, data_bytes) {
+            Ok(room) => room,
+            Err(errno) => return reply.respond(Err(errno)),
+        };
         let (tid, deadline) = (call.tid, call.deadline);
         let work = work(call);
         self.mounted.runtime.spawn(async move {
@@ -114,8 +117,11 @@ impl Adapter {
     }
 
     fn list(&self, request: &Request, directory: INodeNo, offset: u64, mut listing: impl Listing) {
-        let Some(room) = self.room(LISTING_BYTES) else { return listing.finish(Err(Errno::EIO)) };
         let call = self.call(request);
+        let room = match self.room(&call, LISTING_BYTES) {
+            Ok(room) => room,
+            Err(errno) => return listing.finish(Err(errno)),
+        };
         self.mounted.runtime.spawn(async move {
             let filled = call.list(ino(directory), offset, &mut listing);
             let outcome = waiting::bounded(call.tid, call.deadline, filled).await;

@@ -36,14 +36,20 @@ impl Call {
         self.submit(command).await.map(drop)
     }
 
-    /// The kernel keeps `user.*` off symbolic links, whose mode lets everybody write; the alias it does not know. So there
-    /// the owner's word counts, or else anybody could let anybody's link expire.
+    /// The kernel keeps `user.*` off symbolic links, whose mode lets everybody write, and off sticky directories of others;
+    /// the alias it does not know. So there the owner's word counts, or else anybody could let anybody's link expire, or
+    /// give what others make in `/tmp` a time to live.
     async fn may_change(&self, ino: Ino, name: &OsStr) -> Result<(), Errno> {
         if name.as_bytes().starts_with(b"user.") || self.credentials.uid == 0 {
             return Ok(());
         }
         let attributes = self.attributes(ino).await?;
-        match attributes.kind == FileKind::Symlink && attributes.uid != self.credentials.uid {
+        let open_to_all = match attributes.kind {
+            FileKind::Symlink => true,
+            FileKind::Directory => attributes.mode & libc::S_ISVTX != 0,
+            _ => false,
+        };
+        match open_to_all && attributes.uid != self.credentials.uid {
             true => Err(Errno::EPERM),
             false => Ok(()),
         }

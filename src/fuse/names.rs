@@ -197,6 +197,7 @@ fn may_plainly_open(attributes: &Attributes, caller: Credentials, flags: i32) ->
         libc::O_WRONLY => 0o2,
         _ => 0o6,
     };
+    let wanted = wanted | if flags & libc::O_TRUNC != 0 { 0o2 } else { 0 };
     let granted = |shift: u32| (attributes.mode >> shift) & wanted == wanted;
     match () {
         () if caller.uid == attributes.uid => granted(6),

@@ -105,7 +105,17 @@ impl Writer {
     }
 
     /// Work until the log is closed or fails.
+    /// A panic, of a callback perhaps, must not leave the others waiting for ever: it ends the log like a failed write.
     pub fn run(mut self) {
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.serve()));
+        if ended.is_err() {
+            let (operation, file) = ("run the writer", self.shared.disk.path_of(""));
+            let source = std::io::Error::other("it has panicked");
+            self.fail(StorageError::Io { operation, file, source }, Vec::new(), Vec::new());
+        }
+    }
+
+    fn serve(&mut self) {
         loop {
             let (work, closing) = match self.shared.next_work(self.is_unmarked()) {
                 Work::Close(committed) => (Work::Mark(committed), true),

@@ -13,6 +13,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::io::{Error, ErrorKind, Result};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Version of the frame layout and of all messages in it.
 pub(super) const PROTOCOL: u8 = 1;
@@ -35,11 +36,17 @@ pub(super) enum Direction {
     Answer = 1,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Frame {
     pub direction: Direction,
     pub call: u64,
     pub message: Message,
+}
+
+/// A frame on its way out, and the room that it takes until it has been written.
+pub(super) struct Outgoing {
+    pub frame: Frame,
+    pub room: Vec<OwnedSemaphorePermit>,
 }
 
 /// What a frame's prelude says, checked but for the checksums.

@@ -3,7 +3,7 @@
 //! It connects when first used and again after it broke. Calls are written in the order in which they were started; their
 //! answers are matched by call number.
 
-use super::frame::{self, Direction, Frame, KIND_REFUSED};
+use super::frame::{self, Direction, Frame, KIND_REFUSED, Outgoing};
 use super::handshake::{self, Hello};
 use super::{Identity, Message, NetError, NodeId, Purpose};
 use crate::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES_MAX};
@@ -51,7 +51,7 @@ struct Inner {
 }
 
 struct Connection {
-    queue: mpsc::Sender<Frame>,
+    queue: mpsc::Sender<Outgoing>,
     pending: Arc<Pending>,
     next_call: u64,
 }
@@ -115,7 +115,9 @@ impl Inner {
         let answer = live.pending.expect(call).map_err(broken)?;
         let waiting = Waiting { call, answer, pending: live.pending.clone(), _permit: permit };
         let frame = Frame { direction: Direction::Request, call, message };
-        live.queue.send(frame).await.map_err(|_| broken("closed before the message was sent".into()))?;
+        // Its room is kept until the answer is there, by `waiting`.
+        let outgoing = Outgoing { frame, room: Vec::new() };
+        live.queue.send(outgoing).await.map_err(|_| broken("closed before the message was sent".into()))?;
         Ok(waiting)
     }
 
@@ -172,7 +174,7 @@ impl Connection {
     }
 }
 
-async fn write_requests(mut write: OwnedWriteHalf, mut frames: mpsc::Receiver<Frame>) -> String {
+async fn write_requests(mut write: OwnedWriteHalf, mut frames: mpsc::Receiver<Outgoing>) -> String {
     match write_frames(&mut write, &mut frames).await {
         Ok(()) => "the link was dropped".into(),
         Err(e) => e.to_string(),
@@ -182,12 +184,14 @@ async fn write_requests(mut write: OwnedWriteHalf, mut frames: mpsc::Receiver<Fr
 /// Write frames in order until the channel closes: small ones together, large bodies uncopied.
 pub(super) async fn write_frames(
     write: &mut (impl AsyncWrite + Unpin),
-    frames: &mut mpsc::Receiver<Frame>,
+    frames: &mut mpsc::Receiver<Outgoing>,
 ) -> std::io::Result<()> {
     let mut batch = Vec::with_capacity(QUEUE_FRAMES_MAX);
     let mut copied = BytesMut::new();
+    let mut rooms = Vec::new();
     while frames.recv_many(&mut batch, QUEUE_FRAMES_MAX).await > 0 {
-        for frame in batch.drain(..) {
+        for Outgoing { frame, room } in batch.drain(..) {
+            rooms.extend(room);
             copied.extend_from_slice(&frame.head());
             if frame.message.body.len() <= COPIED_BYTES_MAX {
                 copied.extend_from_slice(&frame.message.body);
@@ -199,6 +203,7 @@ pub(super) async fn write_frames(
             }
         }
         write.write_all_buf(&mut copied).await?;
+        rooms.clear();
     }
     Ok(())
 }

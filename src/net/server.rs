@@ -1,9 +1,11 @@
 //! The accepting end: who may call, how much at once, and the way from frame to handler and back.
 
-use super::frame::{self, Direction, Frame};
+use super::frame::{self, Direction, Frame, Outgoing};
 use super::handshake::{self, HANDSHAKE_TIME, Hello, Incarnations};
 use super::link::{prepare, write_frames};
 use super::{Caller, Identity, Message};
+use crate::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES_MAX};
+use futures_util::FutureExt;
 use std::io::Result;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,8 +28,13 @@ const CALLS_MAX: usize = 1024;
 const PEER_BYTES_MAX: usize = 64 << 20;
 /// Bytes of requests of all clients together that are being handled.
 const CLIENT_BYTES_MAX: usize = 256 << 20;
+/// Bytes of answers of all clients together that have not been written yet; and of one connection.
+const CLIENT_ANSWER_BYTES_MAX: usize = 512 << 20;
+const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// A client that sends nothing for so long is let go; its link connects again when it has something to say.
 const CLIENT_IDLE: Duration = Duration::from_secs(300);
+
+const _: () = assert!(ANSWER_BYTES_MAX >= FRAME_HEADER_BYTES_MAX + FRAME_BODY_BYTES_MAX);
 
 /// What a server does with a message.
 pub trait Handler: Send + Sync + 'static {
@@ -42,6 +49,7 @@ pub struct Server<H> {
     seen: Incarnations,
     clients: Arc<Semaphore>,
     client_bytes: Arc<Semaphore>,
+    client_answer_bytes: Arc<Semaphore>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -55,6 +63,7 @@ impl<H: Handler> Server<H> {
             seen: Incarnations::default(),
             clients: Arc::new(Semaphore::new(CLIENTS_MAX)),
             client_bytes: Arc::new(Semaphore::new(CLIENT_BYTES_MAX)),
+            client_answer_bytes: Arc::new(Semaphore::new(CLIENT_ANSWER_BYTES_MAX)),
             stop: stop.clone(),
             tasks: TaskTracker::new(),
         });
@@ -101,6 +110,8 @@ impl<H: Handler> Server<H> {
     async fn serve(self: Arc<Self>, stream: TcpStream, address: SocketAddr, hello: Hello) {
         let Hello { node, incarnation, purpose, .. } = hello;
         let caller = Caller { address, node, incarnation, purpose };
+        let gone = CancellationToken::new();
+        let _gone = gone.clone().drop_guard();
         let (bytes, _client) = match node {
             Some(_) => (Arc::new(Semaphore::new(PEER_BYTES_MAX)), None),
             None => match self.clients.clone().try_acquire_owned() {
@@ -111,7 +122,7 @@ impl<H: Handler> Server<H> {
         let (read, mut write) = stream.into_split();
         let (answers, mut frames) = mpsc::channel(CALLS_MAX);
         let ended = tokio::select! {
-            ended = self.read_requests(read, &caller, bytes, answers) => ended,
+            ended = self.read_requests(read, &caller, bytes, answers, gone) => ended,
             ended = write_frames(&mut write, &mut frames) => ended,
         };
         if let Err(e) = ended {
@@ -124,11 +135,16 @@ impl<H: Handler> Server<H> {
         read: OwnedReadHalf,
         caller: &Caller,
         bytes: Arc<Semaphore>,
-        answers: mpsc::Sender<Frame>,
+        answers: mpsc::Sender<Outgoing>,
+        gone: CancellationToken,
     ) -> Result<()> {
         let mut read = BufReader::with_capacity(64 << 10, read);
         let idle = if caller.node.is_none() { CLIENT_IDLE } else { Duration::MAX };
         let calls = Arc::new(Semaphore::new(CALLS_MAX));
+        let mut answer_room = vec![Arc::new(Semaphore::new(ANSWER_BYTES_MAX))];
+        if caller.node.is_none() {
+            answer_room.push(self.client_answer_bytes.clone());
+        }
         loop {
             let prelude = match timeout(idle, frame::read_prelude(&mut read)).await {
                 Err(_) => return Ok(()),
@@ -138,16 +154,26 @@ impl<H: Handler> Server<H> {
                 },
             };
             // Before the bytes are taken in, there must be room for them.
-            let permits = acquire(&calls, &bytes, prelude.bytes()).await?;
+            let (call_permit, bytes_permit) = acquire(&calls, &bytes, prelude.bytes()).await?;
             let frame = prelude.read_rest(&mut read).await?;
             let answer = self.handler.handle(caller, frame.message);
-            let (call, answers) = (frame.call, answers.clone());
-            self.tasks.spawn(async move {
+            let (call, answers, answer_room) = (frame.call, answers.clone(), answer_room.clone());
+            let handled = async move {
                 let message = answer.await;
-                drop(permits);
+                drop(bytes_permit);
+                let mut room = vec![call_permit];
+                for semaphore in answer_room {
+                    room.push(permits(semaphore, message.header.len() + message.body.len()).await?);
+                }
+                let frame = Frame { direction: Direction::Answer, call, message };
                 // If the caller has gone, nobody wants the answer.
-                let _ = answers.send(Frame { direction: Direction::Answer, call, message }).await;
-            });
+                answers.send(Outgoing { frame, room }).await.map_err(std::io::Error::other)
+            };
+            match caller.node {
+                // What a peer asked for is finished even if its connection breaks; what a client asked for is not.
+                Some(_) => drop(self.tasks.spawn(handled.map(drop))),
+                None => drop(self.tasks.spawn(gone.clone().run_until_cancelled_owned(handled).map(drop))),
+            }
         }
     }
 }
@@ -157,7 +183,9 @@ async fn acquire(
     bytes: &Arc<Semaphore>,
     count: usize,
 ) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
-    let call = calls.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-    let bytes = bytes.clone().acquire_many_owned(count as u32).await.map_err(std::io::Error::other)?;
-    Ok((call, bytes))
+    Ok((permits(calls.clone(), 1).await?, permits(bytes.clone(), count).await?))
+}
+
+async fn permits(of: Arc<Semaphore>, count: usize) -> Result<OwnedSemaphorePermit> {
+    of.acquire_many_owned(count as u32).await.map_err(std::io::Error::other)
 }

@@ -24,6 +24,7 @@ use crate::raft::{Replica, Timing};
 use crate::volume::{Client, KIND_FIRST, Local, NodeStatus, Volume};
 use fatal::Fatal;
 use futures_util::future::{Either, join_all, ready};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -40,6 +41,8 @@ use uuid::Uuid;
 const PROBE_TIME: Duration = Duration::from_secs(1);
 /// How long the next leader may take to take over.
 const HAND_OVER_TIME: Duration = Duration::from_secs(1);
+/// Connections, and segments of a terabyte of live data.
+const OPEN_FILES_WANTED: u64 = 20_000;
 /// How long each step of a shutdown may take.
 const STEP_TIME: Duration = Duration::from_secs(10);
 
@@ -78,6 +81,7 @@ impl Node {
     /// Bring a node up; it serves on return. Must be called within a tokio runtime.
     pub async fn start(options: NodeOptions) -> Result<Node, NodeError> {
         let mut directory = DataDirectory::open(&options.data)?;
+        raise_open_files_limit();
         let lock = DirectoryLock::acquire(&directory.path)?;
         let address = listen_address(&directory, &options)?;
         let listener = bind(address, "peers and clients").await?;
@@ -255,6 +259,18 @@ impl Handler for Dispatch {
     }
 }
 
+/// Each segment of the log is an open file, and so is each connection: the default of 1024 is not for servers.
+fn raise_open_files_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!("cannot raise the limit of open files: {e}");
+    }
+    if limit.maximum.is_some_and(|files| files < OPEN_FILES_WANTED) {
+        tracing::warn!("the limit of open files is {:?}; {OPEN_FILES_WANTED} are wanted (ulimit -Hn)", limit.maximum);
+    }
+}
+
 fn listen_address(directory: &DataDirectory, options: &NodeOptions) -> Result<SocketAddr, NodeError> {
     let address = options.listen.or(directory.address());
     let address = address.ok_or_else(|| NodeError::failed("no address to listen at: give --listen"))?;
@@ -282,10 +298,16 @@ async fn open_log(directory: PathBuf) -> Result<Log, NodeError> {
 
 /// An error of Raft's start, with the exit code of what is beneath it.
 fn refine(error: &anyhow::Error, what: &str) -> NodeError {
-    match error.downcast_ref::<crate::log::StorageError>() {
+    match error.chain().find_map(storage_error) {
         Some(storage) => NodeError::from(storage),
         None => NodeError::failed(format!("cannot {what}: {error:#}")),
     }
+}
+
+/// The storage error that this is, or that an IO error was made of.
+fn storage_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e crate::log::StorageError> {
+    let inner = error.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
+    error.downcast_ref().or_else(|| inner?.downcast_ref())
 }
 
 /// Write the first membership, unless the cluster turns out to exist.

@@ -164,7 +164,7 @@ impl Target {
         let last = self.log.state().last.map_or(0, |last| last.index);
         let doubtful = self.published.applied().0 + 1..last + 1;
         let bodies = fetcher.fetch_missing(&state, doubtful, told).await?;
-        let received = Received { state, bodies, _space: space };
+        let received = Received { state, bodies, space };
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(Box::new(received)) };
         let installed = self.raft.install_full_snapshot(begin.vote.into(), snapshot).await;
         installed.map(|response| response.vote).map_err(io_error)

@@ -120,22 +120,24 @@ impl RaftStateMachine<Types> for Machine {
     /// newest snapshot in one step (rename), and only then does the state change: a crash leaves the old or the new.
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> io::Result<()> {
         let log = self.log.clone();
-        let state = match data {
-            SnapshotData::OnDisk(source) => blocking(move || snapshot::adopt(&source, &log)).await?,
+        let (state, space) = match data {
+            SnapshotData::OnDisk(source) => (blocking(move || snapshot::adopt(&source, &log)).await?, None),
             SnapshotData::Received(received) => {
-                let Received { state, bodies, .. } = *received;
+                let Received { state, bodies, space } = *received;
                 let stored = StoredMeta::new(meta.last_log_id.as_ref(), &meta.last_membership);
                 let stored = stored.ok_or_else(|| io::Error::other("a snapshot of nothing"))?;
-                blocking(move || {
+                let written = blocking(move || {
                     bodies.check(&log, &state)?;
                     snapshot::write(&log, &stored, &state)?;
                     Ok(state)
-                })
-                .await?
+                });
+                (written.await?, Some(space))
             }
         };
         let before = self.state.applied().0;
         self.become_loaded(meta, state);
+        // Only now does the published state refer to the bodies that came: until here nothing may be reclaimed.
+        drop(space);
         tracing::info!("installed a snapshot: applied {before} before, {} now", self.state.applied().0);
         Ok(())
     }

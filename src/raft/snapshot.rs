@@ -26,7 +26,7 @@ pub struct Received {
     /// Its bodies, all of them here.
     pub bodies: Verified,
     /// While it is held, no space is reclaimed: nothing but `state` refers to the new bodies.
-    pub _space: OwnedMutexGuard<()>,
+    pub space: OwnedMutexGuard<()>,
 }
 
 /// Stream a state into the newest snapshot file.

@@ -176,6 +176,8 @@ impl<P: Proposer> Forwarder<P> {
             };
             match result {
                 Attempt::Done(value) => return Sought::Done { value, doubt },
+                // Raft has ended here, perhaps after it had sent the entry out.
+                Attempt::Stopped(_) if doubt => return Sought::OutOfTime { doubt },
                 Attempt::Stopped(why) => return Sought::Stopped(why),
                 Attempt::Elsewhere(known) => hint = known.filter(|(other, _)| *other != node),
                 Attempt::Unreached => {}

@@ -105,6 +105,8 @@ pub(super) fn start(shared: &Arc<Shared>) {
 
 async fn keep(volume: Weak<Shared>) {
     let mut last_sign = Instant::now();
+    // How far we are in the list of orphans: what is open stays in it, and must not hide what comes behind.
+    let mut after = Ino(0);
     loop {
         sleep(TICK).await;
         let Some(shared) = volume.upgrade() else { return };
@@ -118,7 +120,7 @@ async fn keep(volume: Weak<Shared>) {
         };
         let now = Instant::now();
         let closed = match standing {
-            Some(session) => shared.orphans_to_answer(session, now + ALIVE_TIME).await,
+            Some(session) => shared.orphans_to_answer(session, &mut after, now + ALIVE_TIME).await,
             None => Vec::new(),
         };
         if standing.is_some() && closed.is_empty() && last_sign.elapsed() < ALIVE_EVERY {
@@ -134,13 +136,14 @@ async fn keep(volume: Weak<Shared>) {
 }
 
 impl Shared {
-    /// Orphans that wait for our answer and that we do not hold.
-    async fn orphans_to_answer(&self, session: SessionId, deadline: Instant) -> Vec<Ino> {
+    /// The next orphans that wait for our answer and that we do not hold.
+    async fn orphans_to_answer(&self, session: SessionId, after: &mut Ino, deadline: Instant) -> Vec<Ino> {
         let orphans = match &self.access {
-            Access::Local(local) => local.orphans_of(session),
+            Access::Local(local) => local.orphans_of(session, *after),
             // Without an answer they are asked for again at the next tick.
-            Access::Remote(client) => client.orphans_of(session, deadline).await.unwrap_or_default(),
+            Access::Remote(client) => client.orphans_of(session, *after, deadline).await.unwrap_or_default(),
         };
+        *after = orphans.last().copied().unwrap_or(Ino(0));
         if orphans.is_empty() { orphans } else { self.opens.lock().answer(orphans) }
     }
 }

@@ -205,8 +205,8 @@ impl Local {
         Ok(Capacity { total_bytes, free_bytes, inodes })
     }
 
-    pub(super) fn orphans_of(&self, session: SessionId) -> Vec<Ino> {
-        self.replica().state().orphans_of(session, ORPHANS_MAX)
+    pub(super) fn orphans_of(&self, session: SessionId, after: Ino) -> Vec<Ino> {
+        self.replica().state().orphans_of(session, after, ORPHANS_MAX)
     }
 
     pub(super) async fn changed_since(&self, seen: LogIndex, deadline: Instant) -> LogIndex {

@@ -48,8 +48,8 @@ pub(super) enum Ask {
     FetchBody { index: LogIndex, offset: u32, length: u32 },
     /// → `Capacity`
     Capacity { wait_ms: u32 },
-    /// Orphans that wait for this session's answer. → `Orphans`
-    Orphans { session: SessionId },
+    /// Orphans above `after` that wait for this session's answer, the first of them. → `Orphans`
+    Orphans { session: SessionId, after: Ino },
     /// → `Index`, once it is above `seen` or the time is up
     Changed { seen: LogIndex, wait_ms: u32 },
     /// → `Status`

@@ -176,8 +176,13 @@ impl Client {
         }
     }
 
-    pub(super) async fn orphans_of(&self, session: SessionId, deadline: Instant) -> Result<Vec<Ino>, Failure> {
-        match self.ask(deadline, |_| Ask::Orphans { session }).await? {
+    pub(super) async fn orphans_of(
+        &self,
+        session: SessionId,
+        after: Ino,
+        deadline: Instant,
+    ) -> Result<Vec<Ino>, Failure> {
+        match self.ask(deadline, |_| Ask::Orphans { session, after }).await? {
             Told::Orphans(orphans) => Ok(orphans),
             other => Err(unexpected(&other)),
         }

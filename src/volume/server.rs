@@ -61,7 +61,7 @@ impl Server {
             }
             Ask::FetchBody { index, offset, length } => return self.fetch_body(index, offset, length).await,
             Ask::Capacity { .. } => self.local.capacity().map_or_else(Told::Failed, Told::Capacity),
-            Ask::Orphans { session } => Told::Orphans(self.local.orphans_of(session)),
+            Ask::Orphans { session, after } => Told::Orphans(self.local.orphans_of(session, after)),
             Ask::Changed { seen, wait_ms } => Told::Index(self.local.changed_since(seen, deadline(wait_ms)).await),
             Ask::Status => Told::Status(Box::new((self.status)())),
             Ask::HashAt { index, wait_ms } => self.hash_at(index, deadline(wait_ms)).await,

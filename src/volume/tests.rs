@@ -123,8 +123,8 @@ impl Handler for Cluster {
             }
             Ask::Query { query, .. } => Some((Told::Answer(self.inner.lock().state.answer(&query)), Bytes::new())),
             Ask::Read { ino, offset, length, .. } => Some(self.read(ino, offset, length)),
-            Ask::Orphans { session } => {
-                Some((Told::Orphans(self.inner.lock().state.orphans_of(session, 100)), Bytes::new()))
+            Ask::Orphans { session, after } => {
+                Some((Told::Orphans(self.inner.lock().state.orphans_of(session, after, 100)), Bytes::new()))
             }
             other => panic!("{other:?}"),
         };
@@ -269,7 +269,7 @@ async fn an_open_file_outlives_its_name_until_its_last_close() {
     let unlink = Command::Unlink { parent: Ino::ROOT, name: name("f"), expected: Some(ino) };
     assert_eq!(submit(&other, unlink, "").await.map(drop), Ok(()));
     let attributes = Query::Attributes { ino };
-    while !cluster.inner.lock().state.orphans_of(others_session, 10).is_empty() {
+    while !cluster.inner.lock().state.orphans_of(others_session, Ino(0), 10).is_empty() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(!other.opened(ino), "it has answered for it");

@@ -86,9 +86,10 @@ fn what_is_open_somewhere_outlives_its_name() {
     let link = Command::Link { ino: file, parent: Ino::ROOT, name: name("back") };
     assert_eq!(play.run(link), Err(Refusal::NoSuchName), "an orphan gets no name again");
     assert_eq!(play.write(file, 100, 1).size, 101);
-    assert_eq!(play.state.orphans_of(other, 10), [file]);
+    assert_eq!(play.state.orphans_of(other, Ino(0), 10), [file]);
+    assert_eq!(play.state.orphans_of(other, file, 10), [], "the next page");
     let late = play.open_session();
-    assert_eq!(play.state.orphans_of(late, 10), [], "who came later cannot have it open");
+    assert_eq!(play.state.orphans_of(late, Ino(0), 10), [], "who came later cannot have it open");
     play.run(Command::KeepAlive { closed: vec![file] }).unwrap();
     assert!(play.state.refers_to(written));
     play.put(&request(other, 1, 1, USER, Command::KeepAlive { closed: vec![file, Ino(99)] }), 0).unwrap();
@@ -127,7 +128,7 @@ fn with_a_session_end_its_locks_holds_and_ephemeral_files() {
     };
     assert_eq!(play.state.answer(&standing), Ok(Answer::LockStanding(LockStanding::Held { generation: 2 })));
     assert_eq!(play.at("d/inside"), Err(Refusal::NoSuchName));
-    assert_eq!(play.state.orphans_of(mine, 10), []);
+    assert_eq!(play.state.orphans_of(mine, Ino(0), 10), []);
     assert_eq!(play.at("d/kept").unwrap().ino, kept, "a directory goes when it is empty");
     let unlink = Command::Unlink { parent: directory, name: name("kept"), expected: None };
     play.put(&request(theirs, 2, 2, USER, unlink), 0).unwrap();

@@ -201,6 +201,20 @@ async fn the_replica_of_this_process_is_asked_without_a_link_and_its_end_is_told
 }
 
 #[tokio::test]
+async fn the_end_of_this_replica_does_not_undo_a_doubt() {
+    let (silent, first, _guard) = Scripted::start(1, [Act::Hang]).await;
+    let mut replica = here(Some(1), &[(1, silent)]);
+    replica.says = Err(ReplicaError::Stopped { why: "disk".into() });
+    let submitted = tokio::spawn({
+        let replica = replica.clone();
+        async move { submit(&replica, PLENTY).await }
+    });
+    first.has_seen(1).await;
+    replica.leader.send_replace(Some(OWN));
+    assert_eq!(submitted.await.unwrap(), Verdict::InDoubt, "the first leader may have proposed it");
+}
+
+#[tokio::test]
 async fn a_follower_reads_at_the_index_that_the_leader_confirms() {
     let acts = [Act::Say(Told::NotLeader { leader: None }), Act::Say(Told::Index(LogIndex(77)))];
     let (address, leader, _guard) = Scripted::start(1, acts).await;
