@@ -343,7 +343,7 @@ fn assert_replays(live: &State, log: &[Entry], middle: usize) {
 }
 
 proptest! {
-    #![proptest_config(cases(384))]
+    #![proptest_config(cases(4000))]
 
     /// Whatever is done, core and model agree, and replicas agree with each other.
     #[test]

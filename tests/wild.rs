@@ -226,7 +226,7 @@ impl WildEntry {
 }
 
 proptest! {
-    #![proptest_config(cases(256))]
+    #![proptest_config(cases(2000))]
 
     /// No entry whatever panics or breaks an invariant; all replicas agree about it; a snapshot holds what came of it.
     #[test]

@@ -1,7 +1,7 @@
 //! The operator's words → everything else.
 //!
 //! Each verb is one function that takes its parsed words and the [`Output`], and returns or fails with a
-//! [`CliError`], which carries the exit code. Verbs on files speak to a running cluster through a remote
+//! [`error::CliError`], which carries the exit code. Verbs on files speak to a running cluster through a remote
 //! [`Volume`](crate::volume::Volume), as a mount would; verbs of `cluster` look after processes on this machine.
 //!
 //! Absent on purpose: any knowledge of Raft or of the log. What the command line knows of a node it was told by it.

@@ -50,7 +50,7 @@ pub async fn write(volume: &Volume, name: Name, expiry_ns: Option<u64>, content:
     }
 }
 
-/// [`write`] if the file has this version (0: if there is no file of this name).
+/// [`fn@write`] if the file has this version (0: if there is no file of this name).
 pub async fn compare_and_swap(
     volume: &Volume,
     name: Name,

@@ -12,8 +12,8 @@
 //!   point it lives until [`Log::reclaim`] is told that it is dead.
 //! * A failed write or sync ends the log. Nothing of that batch is acknowledged, nothing is written or synced again.
 //!   Reads go on. The process is to be ended; the next opening finds what is true: [`recovery`].
-//! * The layout of the bytes is in [`format`], that of metadata snapshots in [`snapshot`].
-//! * The disk is a trait with two implementers: [`disk::RealDisk`] and [x].
+//! * The layout of the bytes is in [`mod@format`], that of metadata snapshots in [`snapshot`].
+//! * The disk is a trait with two implementers: [`disk::RealDisk`] and [`simulated::SimulatedDisk`].
 //!
 //! Cost of one durable append: its bytes, 64 to 127 of header and padding, 4 for each 16 KiB of body; one `pwritev` and one
 //! `fdatasync` for everything that was queued meanwhile.

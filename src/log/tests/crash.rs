@@ -60,7 +60,7 @@ proptest! {
 
 /// `KEELFS_CASES=20000` for a long run.
 fn cases() -> u32 {
-    std::env::var("KEELFS_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(150)
+    std::env::var("KEELFS_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(400)
 }
 
 /// Everything that the log does, in one go.
