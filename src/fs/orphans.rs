@@ -1,8 +1,9 @@
 //! Orphans: inodes without a name that somebody may still have open.
 //!
 //! Opens cost no log entry, so nobody knows who has a file open when its last name goes. Every session that lives at that
-//! moment therefore counts as a holder, until it says otherwise (`KeepAlive`) or ends. A session that is opened later
-//! cannot open what has no name. With the last holder the inode, its extents, attributes and locks go.
+//! moment therefore counts as a holder, until it says otherwise (`KeepAlive`) or ends. A session that is opened later is
+//! none: it finds no name to open, and if it had looked the name up before, its descriptor ends (`ESTALE`) with the last
+//! holder. With the last holder the inode, its extents, attributes and locks go.
 
 use super::*;
 
