@@ -219,9 +219,13 @@ pub struct MountArgs {
     pub nodes: NodeList,
     /// Where to mount
     pub dir: PathBuf,
-    /// Mount options, comma-separated: ro, allow_other, timeout=30s, consistency=strict|local, max_write=BYTES
+    /// Mount options, comma-separated: ro, allow_other, allow_dev, allow_suid, noexec, timeout=30s,
+    /// consistency=strict|local, max_write=BYTES
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
+    /// What the first column of df shows [default: the addresses, followed by ":/"]
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub source: Option<String>,
     /// Return once the mount answers, and serve it from a process of its own
     #[arg(long)]
     pub background: bool,

@@ -22,8 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often we look whether a mount has come, or gone.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Options of mount(8) that are not for us: they steer mount(8) and the boot, or say what is so anyway.
-const NOT_OURS: [&str; 12] =
-    ["rw", "defaults", "auto", "noauto", "user", "nouser", "_netdev", "nofail", "exec", "suid", "dev", "async"];
+const NOT_OURS: [&str; 12] = [
+    "defaults", "auto", "noauto", "user", "nouser", "_netdev", "nofail", "async", "noatime", "relatime", "suid", "dev",
+];
 
 /// `keelfs mount`
 pub fn mount(args: MountArgs, output: Output) -> CliResult {
@@ -31,12 +32,22 @@ pub fn mount(args: MountArgs, output: Output) -> CliResult {
         leave_session()?;
     }
     let dir = mounts::absolute(&args.dir)?;
-    let options = mount_options(&args.options)?;
+    let mut options = mount_options(&args.options)?;
+    options.source = source(&args);
     mounts::prepare(&dir)?;
     match args.background {
         true => mount_in_background(&args, &dir, output),
         false => block_on(serve_mount(&args, &dir, options)),
     }
+}
+
+/// As fstab has it, so that mount(8) and umount(8) find the mount by it.
+fn source(args: &MountArgs) -> String {
+    args.source.clone().unwrap_or_else(|| format!("{}:/", spelled(args)))
+}
+
+fn spelled(args: &MountArgs) -> String {
+    args.nodes.0.iter().map(|address| address.to_string()).collect::<Vec<_>>().join(",")
 }
 
 /// Serve until a signal comes or somebody unmounts.
@@ -74,10 +85,9 @@ fn mount_in_background(args: &MountArgs, dir: &Path, output: Output) -> CliResul
         .clone()
         .unwrap_or_else(|| std::env::temp_dir().join(format!("keelfs-mount-{}.log", Uuid::new_v4().simple())));
     let log = std::path::absolute(&log).tried(|| format!("cannot write {}", log.display()))?;
-    let nodes: Vec<_> = args.nodes.0.iter().map(|address| address.to_string()).collect();
-    let (nodes, options) = (nodes.join(","), args.options.join(","));
-    let mut words: Vec<&OsStr> =
-        vec![OsStr::new("mount"), OsStr::new("--own-session"), OsStr::new(&nodes), dir.as_os_str()];
+    let (nodes, source, options) = (spelled(args), source(args), args.options.join(","));
+    let mut words: Vec<&OsStr> = ["mount", "--own-session", &nodes].map(OsStr::new).into();
+    words.extend([dir.as_os_str(), OsStr::new("--source"), OsStr::new(&source)]);
     if !options.is_empty() {
         words.extend([OsStr::new("-o"), OsStr::new(&options)]);
     }
@@ -142,6 +152,7 @@ pub fn from_mount8(words: Vec<OsString>) -> Vec<OsString> {
             // HOST[:PORT][,…]:/ as in fstab
             Some(source) if places == 0 => {
                 places = 1;
+                ours.extend(["--source", source].map(OsString::from));
                 ours.push(source.strip_suffix(":/").unwrap_or(source).into());
             }
             _ => ours.push(word),
@@ -159,7 +170,7 @@ mod tests {
         let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
         assert_eq!(
             from_mount8(words("/sbin/mount.fuse.keelfs a:7700,b:/ /srv -n -o rw,_netdev,allow_other")),
-            words("keelfs mount --background a:7700,b /srv -o rw,_netdev,allow_other")
+            words("keelfs mount --background --source a:7700,b:/ a:7700,b /srv -o rw,_netdev,allow_other")
         );
         assert_eq!(from_mount8(words("keelfs mount a /srv")), words("keelfs mount a /srv"));
     }

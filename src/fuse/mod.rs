@@ -45,7 +45,6 @@ use call::Mounted;
 use fuser::{Config, Generation, Session, SessionACL};
 use handles::Handles;
 use locks::LockTable;
-use mounts::Terms;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,8 +71,7 @@ pub fn mount(
 ) -> Result<Mount, MountError> {
     let path = mounts::canonical(at)?;
     mounts::clear(&path)?;
-    let terms = Terms { source: &options.source, allow_other: options.allow_other, read_only: options.read_only };
-    let device = mounts::mount(&path, &terms)?;
+    let device = mounts::mount(&path, &options)?;
     let mounted = Arc::new(Mounted {
         handles: Handles::new(volume.clone()),
         locks: Arc::new(LockTable::default()),

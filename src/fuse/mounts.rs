@@ -1,12 +1,12 @@
 //! Mounting and unmounting.
 //!
 //! keelfs mounts by itself and gives fuser the open device, because fuser 0.18 (its `mnt` module) cannot set the type
-//! `fuse.keelfs` when it mounts as root, lets a comma in a source add options, and after an unmount from outside may unmount
-//! another file system at that path. Root calls `mount(2)`; users go through `fusermount3`, which has the privilege.
+//! `fuse.keelfs` when it mounts as root, and after an unmount from outside may unmount another file system at that path. Root calls `mount(2)`; users go through `fusermount3`, which has the privilege.
 //!
 //! Whose a mount is, the kernel's table tells ([`super::table`]): type `fuse.keelfs` is ours. A dead one of ours
 //! (its daemon was killed: every access says ENOTCONN) is cleaned up before mounting; a foreign one is never touched.
 
+use super::options::MountOptions;
 use super::table::{FILE_SYSTEM_TYPE, mounted_at};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
@@ -58,14 +58,6 @@ pub enum MountError {
     Session { why: String },
     #[error("{path}: {why}")]
     Unmount { path: String, why: String },
-}
-
-/// What the kernel is told of a mount.
-pub struct Terms<'a> {
-    /// The name in the first column of `df`.
-    pub source: &'a str,
-    pub allow_other: bool,
-    pub read_only: bool,
 }
 
 /// The path as the kernel's table spells it; of a dead mount only the parent can be asked.
@@ -125,30 +117,39 @@ fn probe(path: &Path) -> Result<(), Error> {
 }
 
 /// Mount at a canonical path; the device on which the kernel's requests come.
-pub fn mount(path: &Path, terms: &Terms<'_>) -> Result<OwnedFd, MountError> {
+pub fn mount(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
     match rustix::process::geteuid().is_root() {
-        true => mount_as_root(path, terms),
-        false => mount_as_user(path, terms),
+        true => mount_as_root(path, options),
+        false => mount_as_user(path, options),
     }
 }
 
-fn mount_as_root(path: &Path, terms: &Terms<'_>) -> Result<OwnedFd, MountError> {
+fn mount_as_root(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
     let device = open_device()?;
     let user = format!("user_id={},group_id={}", rustix::process::getuid(), rustix::process::getgid());
-    let other = if terms.allow_other { ",allow_other" } else { "" };
+    let other = if options.allow_other { ",allow_other" } else { "" };
     // 40000: the root is a directory; the kernel asks for its other attributes.
-    let options = format!("fd={},rootmode=40000,{user},default_permissions{other}", device.as_raw_fd());
-    let read_only = if terms.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | read_only;
-    let options = CString::new(options).map_err(|error| refused(&error))?;
-    rustix::mount::mount(plain(terms.source), path, FILE_SYSTEM_TYPE, flags, Some(options.as_c_str())).map_err(
-        |errno| match errno {
+    let data = format!("fd={},rootmode=40000,{user},default_permissions{other}", device.as_raw_fd());
+    let data = CString::new(data).map_err(|error| refused(&error))?;
+    let source = plain(&options.source);
+    rustix::mount::mount(source, path, FILE_SYSTEM_TYPE, flags(options), Some(data.as_c_str())).map_err(|errno| {
+        match errno {
             rustix::io::Errno::PERM => refused(&"not permitted; mounting needs the capability SYS_ADMIN"),
             rustix::io::Errno::NODEV => refused(&"the kernel does not know fuse; load it (modprobe fuse)"),
             other => refused(&other),
-        },
-    )?;
+        }
+    })?;
     Ok(device.into())
+}
+
+fn flags(options: &MountOptions) -> MountFlags {
+    let wanted = [
+        (options.read_only, MountFlags::RDONLY),
+        (!options.setuid, MountFlags::NOSUID),
+        (!options.devices, MountFlags::NODEV),
+        (!options.execute, MountFlags::NOEXEC),
+    ];
+    wanted.into_iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).collect()
 }
 
 fn open_device() -> Result<File, MountError> {
@@ -159,13 +160,19 @@ fn open_device() -> Result<File, MountError> {
 }
 
 /// `fusermount3` mounts and sends the device back over the socket that `_FUSE_COMMFD` names: here its standard input.
-fn mount_as_user(path: &Path, terms: &Terms<'_>) -> Result<OwnedFd, MountError> {
+fn mount_as_user(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
     let (ours, theirs) = UnixStream::pair().map_err(|error| refused(&error))?;
-    let mut options = format!("fsname={},subtype={SUBTYPE},default_permissions,nosuid,nodev", plain(terms.source));
-    options.push_str(if terms.allow_other { ",allow_other" } else { "" });
-    options.push_str(if terms.read_only { ",ro" } else { "" });
+    if options.devices || options.setuid {
+        return Err(refused(&"the options allow_dev and allow_suid are root's to give; leave them out"));
+    }
+    // A comma would end the name.
+    let source = plain(&options.source).replace(',', "_");
+    let mut words = format!("fsname={source},subtype={SUBTYPE},default_permissions,nosuid,nodev");
+    words.push_str(if options.allow_other { ",allow_other" } else { "" });
+    words.push_str(if options.read_only { ",ro" } else { "" });
+    words.push_str(if options.execute { "" } else { ",noexec" });
     let child = Command::new(FUSERMOUNT)
-        .args(["-o", &options, "--"])
+        .args(["-o", &words, "--"])
         .arg(path)
         .env("_FUSE_COMMFD", "0")
         .stdin(OwnedFd::from(theirs))
@@ -246,9 +253,9 @@ fn not_unmounted(path: &Path, why: &dyn std::fmt::Display) -> MountError {
     MountError::Unmount { path: path.display().to_string(), why: why.to_string() }
 }
 
-/// A source without what would end an option or a line of the kernel's table.
+/// A source without what would end a line of the kernel's table, or mean something to who reads one.
 fn plain(source: &str) -> String {
-    source.chars().map(|c| if matches!(c, ',' | '\\') || c.is_control() { '_' } else { c }).collect()
+    source.chars().map(|c| if c == '\\' || c.is_control() { '_' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -257,8 +264,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_source_cannot_add_options() {
-        assert_eq!(plain("a:1,b:2,suid\n\\x"), "a:1_b:2_suid__x");
+    fn a_source_cannot_add_lines() {
+        assert_eq!(plain("a:1,b:2\n\\x"), "a:1,b:2__x");
     }
 
     #[test]

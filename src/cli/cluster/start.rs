@@ -246,7 +246,7 @@ fn start_mount(cluster: &ClusterDir, node: &NodeConfig, path: &Path) -> CliResul
     let addresses: Vec<_> = [node].into_iter().chain(others).map(|node| node.address.to_string()).collect();
     let addresses = addresses.join(",");
     let mut words: Vec<&OsStr> = ["mount", "--own-session", &addresses].map(OsStr::new).into();
-    words.push(path.as_os_str());
+    words.extend([path.as_os_str(), OsStr::new("--source"), OsStr::new("keelfs")]);
     // Root's mount is for everybody on the machine; others may not ask for that (fuse.conf).
     if rustix::process::geteuid().is_root() {
         words.extend(["-o", "allow_other"].map(OsStr::new));
