@@ -226,6 +226,9 @@ pub struct MountArgs {
     /// What the first column of df shows [default: the addresses, followed by ":/"]
     #[arg(long, value_name = "NAME", hide = true)]
     pub source: Option<String>,
+    /// Say nothing when it is mounted, as mount(8) wants it
+    #[arg(long, hide = true)]
+    pub quiet: bool,
     /// Return once the mount answers, and serve it from a process of its own
     #[arg(long)]
     pub background: bool,

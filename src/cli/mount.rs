@@ -93,6 +93,9 @@ fn mount_in_background(args: &MountArgs, dir: &Path, output: Output) -> CliResul
     }
     let mut child = process::Detached { words, log: &log }.start()?;
     wait_until_mounted(&mut child, dir, &log)?;
+    if args.quiet {
+        return Ok(());
+    }
     let (pid, dir) = (child.id(), dir.display());
     output.show(&json!({ "mount": args.dir, "pid": pid, "log": log }), || {
         format!("mounted at {dir}, served by process {pid}; its log is {}", log.display())
@@ -142,7 +145,7 @@ pub fn from_mount8(words: Vec<OsString>) -> Vec<OsString> {
     if name.file_name() != Some(OsStr::new("mount.fuse.keelfs")) {
         return words;
     }
-    let mut ours: Vec<OsString> = ["keelfs", "mount", "--background"].map(OsString::from).into();
+    let mut ours: Vec<OsString> = ["keelfs", "mount", "--background", "--quiet"].map(OsString::from).into();
     let mut rest = words.into_iter().skip(1);
     let mut places = 0;
     while let Some(word) = rest.next() {
@@ -170,7 +173,7 @@ mod tests {
         let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
         assert_eq!(
             from_mount8(words("/sbin/mount.fuse.keelfs a:7700,b:/ /srv -n -o rw,_netdev,allow_other")),
-            words("keelfs mount --background --source a:7700,b:/ a:7700,b /srv -o rw,_netdev,allow_other")
+            words("keelfs mount --background --quiet --source a:7700,b:/ a:7700,b /srv -o rw,_netdev,allow_other")
         );
         assert_eq!(from_mount8(words("keelfs mount a /srv")), words("keelfs mount a /srv"));
     }
