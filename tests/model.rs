@@ -111,7 +111,12 @@ fn at() -> impl Strategy<Value = u64> {
 }
 
 fn rename_mode() -> impl Strategy<Value = RenameMode> {
-    prop_oneof![4 => Just(RenameMode::Replace), 1 => Just(RenameMode::NoReplace), 2 => Just(RenameMode::Exchange)]
+    prop_oneof![
+        4 => Just(RenameMode::Replace),
+        1 => Just(RenameMode::NoReplace),
+        2 => Just(RenameMode::Exchange),
+        1 => Just(RenameMode::Whiteout),
+    ]
 }
 
 fn name_command() -> BoxedStrategy<Command> {

@@ -54,5 +54,10 @@ fn collect(directory: &Path, quoted: &mut BTreeSet<String>) {
 }
 
 fn quotations(comment: &str) -> impl Iterator<Item = String> {
-    comment.split('[').skip(1).filter_map(|rest| rest.split_once(']')).map(|(id, _)| id.to_owned()).filter(|id| is_id(id))
+    comment
+        .split('[')
+        .skip(1)
+        .filter_map(|rest| rest.split_once(']'))
+        .map(|(id, _)| id.to_owned())
+        .filter(|id| is_id(id))
 }

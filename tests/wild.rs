@@ -14,7 +14,12 @@ fn name() -> impl Strategy<Value = Name> {
 }
 
 fn rename_mode() -> impl Strategy<Value = RenameMode> {
-    prop_oneof![4 => Just(RenameMode::Replace), 1 => Just(RenameMode::NoReplace), 2 => Just(RenameMode::Exchange)]
+    prop_oneof![
+        4 => Just(RenameMode::Replace),
+        1 => Just(RenameMode::NoReplace),
+        2 => Just(RenameMode::Exchange),
+        1 => Just(RenameMode::Whiteout),
+    ]
 }
 
 fn wild() -> impl Strategy<Value = u64> {

@@ -205,6 +205,8 @@ pub enum RenameMode {
     Replace,
     NoReplace,
     Exchange,
+    /// As `Replace`, and a character device 0:0 stays at the old name: overlayfs' sign for "nothing here".
+    Whiteout,
 }
 
 /// What a [`Command::Put`] demands of the name.

@@ -29,10 +29,16 @@ impl State {
 
     /// Give a new inode its number and its first name.
     pub(super) fn add_new(&mut self, cause: &Cause, parent: Ino, name: &Name, inode: Inode) -> Ino {
+        let ino = self.add_nameless(inode);
+        self.add_name(cause, parent, name, ino);
+        ino
+    }
+
+    /// Give a new inode its number. The caller's next step gives it the name that its link count speaks of.
+    pub(super) fn add_nameless(&mut self, inode: Inode) -> Ino {
         let ino = Ino(self.next_ino);
         self.next_ino = self.next_ino.saturating_add(1);
         self.put_inode(ino, inode);
-        self.add_name(cause, parent, name, ino);
         ino
     }
 

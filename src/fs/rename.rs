@@ -4,7 +4,8 @@
 //! goes back; without that, a reader with "version 40 of /f" could meet version 30 of /f later and think it older.
 
 use super::*;
-use inode::Inode;
+use inode::{Inode, Node};
+use names::new_inode;
 use state::Cause;
 use std::sync::Arc;
 
@@ -30,13 +31,19 @@ impl State {
             return Ok(Reply::Done);
         }
         self.stays_a_tree(mode, (from, moved), (to, replaced))?;
-        if mode == RenameMode::Replace && target.is_some_and(|target| target.entries() > 0) {
+        if mode.replaces() && target.is_some_and(|target| target.entries() > 0) {
             return Err(Refusal::NotEmpty);
         }
         replace_if_holds(source, target)?;
         match replaced {
             Some(other) if mode == RenameMode::Exchange => self.exchange(cause, (from, moved), (to, other)),
-            _ => self.relink(cause, (from, moved), (to, replaced)),
+            _ => {
+                let whiteout = match mode {
+                    RenameMode::Whiteout => Some(whiteout(cause, self.directory(from.parent)?)),
+                    _ => None,
+                };
+                self.relink(cause, (from, moved), (to, replaced), whiteout);
+            }
         }
         Ok(Reply::Done)
     }
@@ -70,8 +77,20 @@ impl State {
         at == above
     }
 
-    fn relink(&mut self, cause: &Cause, (from, moved): (&Place, Ino), (to, replaced): (&Place, Option<Ino>)) {
-        self.remove_name(cause, from.parent, &from.name);
+    fn relink(
+        &mut self,
+        cause: &Cause,
+        (from, moved): (&Place, Ino),
+        (to, replaced): (&Place, Option<Ino>),
+        left_behind: Option<Inode>,
+    ) {
+        match left_behind {
+            Some(inode) => {
+                let ino = self.add_nameless(inode);
+                self.repoint(cause, from.parent, &from.name, ino);
+            }
+            None => self.remove_name(cause, from.parent, &from.name),
+        }
         match replaced {
             Some(other) => {
                 self.repoint(cause, to.parent, &to.name, moved);
@@ -99,6 +118,17 @@ impl State {
     }
 }
 
+impl RenameMode {
+    /// May an existing target be replaced?
+    fn replaces(self) -> bool {
+        matches!(self, RenameMode::Replace | RenameMode::Whiteout)
+    }
+}
+
+fn whiteout(cause: &Cause, directory: &Inode) -> Inode {
+    new_inode(cause, directory, Node::CharDevice { rdev: 0 }, 0)
+}
+
 /// The target's name means something else than the proposer saw. An exchange needs something there.
 fn missed(mode: RenameMode, replaced: Option<Ino>) -> Refusal {
     match replaced {
@@ -112,11 +142,13 @@ fn may_replace(mode: RenameMode, source: &Inode, target: Option<&Arc<Inode>>) ->
         (RenameMode::Exchange, None) => Err(Refusal::NoSuchName),
         (RenameMode::Exchange, Some(_)) | (_, None) => Ok(()),
         (RenameMode::NoReplace, Some(_)) => Err(Refusal::NameTaken),
-        (RenameMode::Replace, Some(target)) => match (source.is_directory(), target.is_directory()) {
-            (true, false) => Err(Refusal::NotDirectory),
-            (false, true) => Err(Refusal::IsDirectory),
-            _ => Ok(()),
-        },
+        (RenameMode::Replace | RenameMode::Whiteout, Some(target)) => {
+            match (source.is_directory(), target.is_directory()) {
+                (true, false) => Err(Refusal::NotDirectory),
+                (false, true) => Err(Refusal::IsDirectory),
+                _ => Ok(()),
+            }
+        }
     }
 }
 

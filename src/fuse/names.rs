@@ -160,8 +160,8 @@ impl Call {
             (RenameMode::NoReplace, _) => Ok(None),
             (RenameMode::Exchange, Look::Near) => Ok(Some(Some(self.glance(to).await?))),
             (RenameMode::Exchange, Look::True) => Ok(Some(Some(self.sight(to).await?))),
-            (RenameMode::Replace, Look::Near) => Ok(Some(self.near(to).await)),
-            (RenameMode::Replace, Look::True) => match self.sight(to).await {
+            (RenameMode::Replace | RenameMode::Whiteout, Look::Near) => Ok(Some(self.near(to).await)),
+            (RenameMode::Replace | RenameMode::Whiteout, Look::True) => match self.sight(to).await {
                 Ok(ino) => Ok(Some(Some(ino))),
                 Err(Errno::ENOENT) => Ok(Some(None)),
                 Err(other) => Err(other),

@@ -108,12 +108,13 @@ pub fn time_change(time: TimeOrNow) -> TimeChange {
     }
 }
 
-/// `RENAME_WHITEOUT` and unknown flags are refused, as `renameat2(2)` wants of a file system without them.
+/// Unknown flags and combinations that `renameat2(2)` excludes are refused.
 pub fn rename_mode(flags: RenameFlags) -> Result<RenameMode, Errno> {
     match flags.bits() {
         0 => Ok(RenameMode::Replace),
         libc::RENAME_NOREPLACE => Ok(RenameMode::NoReplace),
         libc::RENAME_EXCHANGE => Ok(RenameMode::Exchange),
+        libc::RENAME_WHITEOUT => Ok(RenameMode::Whiteout),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -208,7 +209,8 @@ mod tests {
 
     #[test]
     fn unknown_flags_are_refused() {
-        assert_eq!(rename_mode(RenameFlags::RENAME_WHITEOUT), Err(Errno::EINVAL));
+        assert_eq!(rename_mode(RenameFlags::RENAME_WHITEOUT), Ok(RenameMode::Whiteout));
+        assert_eq!(rename_mode(RenameFlags::RENAME_WHITEOUT | RenameFlags::RENAME_EXCHANGE), Err(Errno::EINVAL));
         assert_eq!(rename_mode(RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE), Err(Errno::EINVAL));
         assert_eq!(allocate_mode(libc::FALLOC_FL_PUNCH_HOLE), Err(Errno::EOPNOTSUPP));
         assert_eq!(xattr_mode(libc::XATTR_CREATE | libc::XATTR_REPLACE), Err(Errno::EINVAL));

@@ -373,6 +373,12 @@ impl Naive {
     }
 
     fn create(&mut self, parent: Ino, name: Name, kind: FileKind, mode: u32) -> Ino {
+        let ino = self.bear(parent, kind, mode);
+        self.enter(parent, name, ino);
+        ino
+    }
+
+    fn bear(&mut self, parent: Ino, kind: FileKind, mode: u32) -> Ino {
         let ino = Ino(self.next_ino);
         self.next_ino += 1;
         let mut node = self.blank(kind, if kind == FileKind::Symlink { 0o777 } else { mode & 0o7777 });
@@ -383,7 +389,6 @@ impl Naive {
         }
         node.deadline = directory.default_ttl.map(|ttl| self.now + ttl);
         self.nodes.insert(ino, node);
-        self.enter(parent, name, ino);
         ino
     }
 
@@ -453,10 +458,10 @@ impl Naive {
         let is_directory = |ino: Ino| self.nodes[&ino].kind == FileKind::Directory;
         match (mode, target) {
             (RenameMode::NoReplace, Some(_)) => return Err(Refusal::NameTaken),
-            (RenameMode::Replace, Some(t)) if is_directory(source) && !is_directory(t) => {
+            (RenameMode::Replace | RenameMode::Whiteout, Some(t)) if is_directory(source) && !is_directory(t) => {
                 return Err(Refusal::NotDirectory);
             }
-            (RenameMode::Replace, Some(t)) if !is_directory(source) && is_directory(t) => {
+            (RenameMode::Replace | RenameMode::Whiteout, Some(t)) if !is_directory(source) && is_directory(t) => {
                 return Err(Refusal::IsDirectory);
             }
             (_, Some(t)) if t == source => return Ok(Reply::Done),
@@ -474,17 +479,27 @@ impl Naive {
             (Some(_), None) => return Err(Refusal::NoSuchName),
             (Some(version), Some(t)) => self.expect_version(t, version)?,
         }
-        self.move_names(&from, &to, source, target, exchange);
+        let whiteout = (mode == RenameMode::Whiteout).then(|| self.bear(from.parent, FileKind::CharDevice, 0));
+        self.move_names(&from, &to, source, target, exchange, whiteout);
         Ok(Reply::Done)
     }
 
-    fn move_names(&mut self, from: &Place, to: &Place, source: Ino, target: Option<Ino>, exchange: bool) {
+    fn move_names(
+        &mut self,
+        from: &Place,
+        to: &Place,
+        source: Ino,
+        target: Option<Ino>,
+        exchange: bool,
+        whiteout: Option<Ino>,
+    ) {
         match target {
             Some(_) => self.point(to, source),
             None => self.enter(to.parent, to.name.clone(), source),
         }
-        match target {
-            Some(target) if exchange => self.point(from, target),
+        match (target, whiteout) {
+            (Some(target), _) if exchange => self.point(from, target),
+            (_, Some(whiteout)) => self.point(from, whiteout),
             _ => self.nodes.get_mut(&from.parent).unwrap().entries.retain(|(n, _)| *n != from.name),
         }
         self.renew(from.parent);

@@ -62,7 +62,12 @@ fn owner() -> impl Strategy<Value = LockOwner> {
 fn names() -> Vec<BoxedStrategy<Command>> {
     let seen = || proptest::option::weighted(0.2, ino());
     let place = || (ino(), at()).prop_map(|(parent, name)| Place { parent, name });
-    let mode = prop_oneof![Just(RenameMode::Replace), Just(RenameMode::NoReplace), Just(RenameMode::Exchange)];
+    let mode = prop::sample::select(vec![
+        RenameMode::Replace,
+        RenameMode::NoReplace,
+        RenameMode::Exchange,
+        RenameMode::Whiteout,
+    ]);
     let make = || {
         (ino(), at(), node(), any::<u32>())
             .prop_map(|(parent, name, node, mode)| Command::Make { parent, name, node, mode })

@@ -60,6 +60,7 @@ fn about_names() -> Vec<Command> {
         rename(RenameMode::Replace, None),
         rename(RenameMode::NoReplace, Some(None)),
         rename(RenameMode::Exchange, Some(Some(Ino(5)))),
+        rename(RenameMode::Whiteout, None),
     ]
 }
 
