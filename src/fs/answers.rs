@@ -14,9 +14,7 @@ impl State {
             Query::Attributes { ino } => self.attributes(*ino).map(Answer::Attributes),
             Query::Parent { ino } => self.parent_attributes(*ino).map(Answer::Attributes),
             Query::ReadLink { ino } => self.read_link(*ino).map(Answer::Bytes),
-            Query::ReadDirectory { ino, after, limit } => {
-                self.read_directory(*ino, *after, *limit).map(Answer::Directory)
-            }
+            Query::ReadDirectory { ino, after, limit } => self.read_directory(*ino, *after, *limit),
             Query::Xattr { ino, name } => self.xattr(*ino, name).map(Answer::Bytes),
             Query::ListXattrs { ino } => self.list_xattrs(*ino).map(Answer::Bytes),
             Query::Content { ino, offset, length } => self.content(*ino, *offset, *length).map(Answer::Content),
@@ -70,18 +68,16 @@ impl State {
         }
     }
 
-    fn read_directory(&self, ino: Ino, after: u64, limit: u32) -> Result<Vec<DirectoryEntry>, Refusal> {
-        self.directory(ino)?;
+    fn read_directory(&self, ino: Ino, after: u64, limit: u32) -> Result<Answer, Refusal> {
+        let end = self.directory(ino)?.cookie_next();
         let limit = (limit as usize).min(DIRECTORY_ANSWER_ENTRIES_MAX);
-        let Some(first) = after.checked_add(1) else { return Ok(Vec::new()) };
+        let Some(first) = after.checked_add(1) else { return Ok(Answer::Directory { entries: Vec::new(), end }) };
         let cookies = self.derived.cookies.range((ino, first)..=(ino, u64::MAX));
-        cookies
-            .take(limit)
-            .map(|((_, cookie), name)| {
-                let attributes = self.lookup(ino, name)?;
-                Ok(DirectoryEntry { name: name.clone(), cookie: *cookie, attributes })
-            })
-            .collect()
+        let entries = cookies.take(limit).map(|((_, cookie), name)| {
+            let attributes = self.lookup(ino, name)?;
+            Ok(DirectoryEntry { name: name.clone(), cookie: *cookie, attributes })
+        });
+        Ok(Answer::Directory { entries: entries.collect::<Result<_, Refusal>>()?, end })
     }
 
     // --- attributes

@@ -105,6 +105,13 @@ impl Inode {
         }
     }
 
+    pub(super) fn cookie_next(&self) -> u64 {
+        match self.node {
+            Node::Directory { cookie_next, .. } => cookie_next,
+            _ => 0,
+        }
+    }
+
     /// As `stat(2)` has it.
     pub(super) fn size(&self) -> u64 {
         match &self.node {

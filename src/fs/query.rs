@@ -41,7 +41,11 @@ pub enum Query {
 pub enum Answer {
     Attributes(Attributes),
     Bytes(Bytes),
-    Directory(Vec<DirectoryEntry>),
+    /// Every entry of the directory, now, has a cookie below `end`.
+    Directory {
+        entries: Vec<DirectoryEntry>,
+        end: u64,
+    },
     Content(Content),
     /// `None`: ENXIO
     Offset(Option<u64>),

@@ -116,14 +116,14 @@ impl Adapter {
         });
     }
 
-    fn list(&self, request: &Request, directory: INodeNo, offset: u64, mut listing: impl Listing) {
+    fn list(&self, request: &Request, directory: INodeNo, handle: u64, offset: u64, mut listing: impl Listing) {
         let call = self.call(request);
         let room = match self.room(&call, LISTING_BYTES) {
             Ok(room) => room,
             Err(errno) => return listing.finish(Err(errno)),
         };
         self.mounted.runtime.spawn(async move {
-            let filled = call.list(ino(directory), offset, &mut listing);
+            let filled = call.list(ino(directory), handle, offset, &mut listing);
             let outcome = waiting::bounded(call.tid, call.deadline, filled).await;
             listing.finish(outcome);
             drop(room);
@@ -280,17 +280,17 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn releasedir(&self, _: &Request, inode: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.mounted.handles.close(ino(inode));
+    fn releasedir(&self, _: &Request, inode: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.mounted.handles.close_directory(ino(inode), handle.0);
         reply.ok();
     }
 
-    fn readdir(&self, request: &Request, inode: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.list(request, inode, offset, reply);
+    fn readdir(&self, request: &Request, inode: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.list(request, inode, handle.0, offset, reply);
     }
 
-    fn readdirplus(&self, request: &Request, inode: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
-        self.list(request, inode, offset, reply);
+    fn readdirplus(&self, r: &Request, inode: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        self.list(r, inode, handle.0, offset, reply);
     }
 
     /// What has been written is durable already.
@@ -334,7 +334,10 @@ impl Filesystem for Adapter {
     ) {
         let target = Target::of(offset, flags.0, write_flags.contains(WriteFlags::FUSE_WRITE_CACHE));
         self.run(request, data.len(), reply, |call| {
-            let data = Bytes::copy_from_slice(data);
+            let data = match target {
+                Target::Pages(offset) => call.mounted.direct_writes.laid_over(ino(inode), offset, data),
+                Target::At(_) | Target::End => Bytes::copy_from_slice(data),
+            };
             async move { call.write(ino(inode), handle.0, target, data).await }
         });
     }

@@ -3,6 +3,7 @@
 use super::errno::{Kind, of_failure};
 use super::handles::Handles;
 use super::locks::LockTable;
+use super::overlay::DirectWrites;
 use crate::fs::{Answer, Attributes, Command, Credentials, Ino, Query, Reply, SessionId};
 use crate::volume::{Failure, Freshness, Volume};
 use bytes::Bytes;
@@ -15,6 +16,7 @@ pub struct Mounted {
     pub volume: Volume,
     pub handles: Arc<Handles>,
     pub locks: Arc<LockTable>,
+    pub direct_writes: DirectWrites,
     pub runtime: tokio::runtime::Handle,
     /// What reads and look-ups may return; changes never depend on it.
     pub freshness: Freshness,

@@ -20,13 +20,16 @@ const COPY_BYTES_MAX: u64 = !4095u32 as u64;
 pub enum Target {
     At(u64),
     End,
+    /// Whole pages of a mapping, written back.
+    Pages(u64),
 }
 
 impl Target {
     pub fn of(offset: u64, open_flags: i32, from_page_cache: bool) -> Target {
-        match open_flags & libc::O_APPEND != 0 && !from_page_cache {
-            true => Target::End,
-            false => Target::At(offset),
+        match open_flags & libc::O_APPEND {
+            _ if from_page_cache => Target::Pages(offset),
+            0 => Target::At(offset),
+            _ => Target::End,
         }
     }
 }
@@ -34,17 +37,25 @@ impl Target {
 impl Call {
     pub async fn read(&self, ino: Ino, handle: u64, offset: u64, length: u32) -> Result<Bytes, Errno> {
         self.lock_session(ino, handle).await?;
+        self.mounted.direct_writes.read(ino, offset, u64::from(length));
         let read = self.volume().read_as(ino, offset, length, self.mounted.freshness, self.deadline).await;
         read.map(|(_, bytes)| bytes).map_err(|failure| of_failure(&failure, Kind::Question))
     }
 
     pub async fn write(&self, ino: Ino, handle: u64, target: Target, data: Bytes) -> Result<u32, Errno> {
         let length = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
-        let command = match target {
-            Target::At(offset) => Command::Write { ino, offset, length },
-            Target::End => Command::Append { ino, length },
+        let (command, sent) = match target {
+            Target::At(offset) => {
+                let sent = self.mounted.direct_writes.sent(ino, offset, data.clone());
+                (Command::Write { ino, offset, length }, Some(sent))
+            }
+            Target::Pages(offset) => (Command::Write { ino, offset, length }, None),
+            Target::End => (Command::Append { ino, length }, None),
         };
         self.change(ino, Some(handle), command, data).await?;
+        if let Some(sent) = sent {
+            sent.answered();
+        }
         Ok(length)
     }
 
@@ -112,7 +123,7 @@ mod tests {
     #[test]
     fn mapped_pages_are_never_appended() {
         assert_eq!(Target::of(9, libc::O_APPEND | libc::O_WRONLY, false), Target::End);
-        assert_eq!(Target::of(9, libc::O_APPEND | libc::O_WRONLY, true), Target::At(9));
+        assert_eq!(Target::of(9, libc::O_APPEND | libc::O_WRONLY, true), Target::Pages(9));
         assert_eq!(Target::of(9, libc::O_WRONLY, false), Target::At(9));
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! The kernel's offset of an entry is its cookie plus two: 1 is `.`, 2 is `..`. Cookies outlive the changes around them,
 //! so a walk can go on after a restart of anything. What a walk may miss or show is what POSIX allows: entries that are
-//! added or removed while it is under way.
+//! added or removed while it is under way. It ends with what was there when it began, or else who renames each entry
+//! that is shown, and so gives it a new place at the end, would walk for ever.
 
 use super::call::{Call, attributes_of, unexpected};
 use super::translate::{file_attr, file_type};
@@ -54,14 +55,20 @@ impl Listing for ReplyDirectoryPlus {
 
 impl Call {
     /// Fill the listing with what follows `offset`.
-    pub async fn list(&self, ino: Ino, offset: u64, listing: &mut impl Listing) -> Result<(), Errno> {
+    pub async fn list(&self, ino: Ino, handle: u64, offset: u64, listing: &mut impl Listing) -> Result<(), Errno> {
         if offset < OFFSET_DOT_DOT && !self.list_dots(ino, offset, listing).await? {
             return Ok(());
         }
+        let mut walk_end = match offset {
+            0 => None,
+            _ => self.mounted.handles.walk_end(handle),
+        };
         let mut after = Some(cookie(offset));
         while let Some(from) = after {
-            let page = self.page(ino, from).await?;
-            after = fill(&page, listing);
+            let (page, end) = self.page(ino, from).await?;
+            let walk_end = *walk_end.get_or_insert(end);
+            self.mounted.handles.set_walk_end(handle, walk_end);
+            after = fill(within(&page, walk_end), listing);
         }
         Ok(())
     }
@@ -77,12 +84,19 @@ impl Call {
         Ok(listing.add(OFFSET_DOT_DOT, b"..", parent.as_ref().unwrap_or(&own)))
     }
 
-    async fn page(&self, ino: Ino, after: u64) -> Result<Vec<DirectoryEntry>, Errno> {
+    /// Entries, and the cookie that is above all cookies now.
+    async fn page(&self, ino: Ino, after: u64) -> Result<(Vec<DirectoryEntry>, u64), Errno> {
         match self.query(Query::ReadDirectory { ino, after, limit: PAGE_ENTRIES }).await? {
-            Answer::Directory(entries) => Ok(entries),
+            Answer::Directory { entries, end } => Ok((entries, end)),
             other => Err(unexpected(&other)),
         }
     }
+}
+
+/// The entries of a page that belong to a walk.
+fn within(page: &[DirectoryEntry], walk_end: u64) -> &[DirectoryEntry] {
+    let (inside, _) = page.split_at(page.partition_point(|entry| entry.cookie < walk_end));
+    inside
 }
 
 /// Add a page's entries. The cookie to go on after, or `None` if the listing is full or the directory at its end.
@@ -171,6 +185,14 @@ mod tests {
             assert_eq!(walk(&directory, room), expected, "{room} entries a buffer");
         }
         assert!(walk(&[], 10).is_empty());
+    }
+
+    #[test]
+    fn a_walk_ends_with_what_was_there_when_it_began() {
+        let page: Vec<_> = (1..=4).map(entry).collect();
+        assert_eq!(within(&page, 3).len(), 2);
+        assert_eq!(within(&page, 1).len(), 0);
+        assert_eq!(within(&page, u64::MAX).len(), 4);
     }
 
     #[test]

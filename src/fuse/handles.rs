@@ -16,11 +16,13 @@ pub struct Handles {
     volume: Volume,
     next: AtomicU64,
     counts: Mutex<HashMap<Ino, u64>>,
+    /// Of open directories, by handle: the cookie at which the walk that is under way ends.
+    walk_ends: Mutex<HashMap<u64, u64>>,
 }
 
 impl Handles {
     pub fn new(volume: Volume) -> Arc<Handles> {
-        Arc::new(Handles { volume, next: AtomicU64::new(1), counts: Mutex::default() })
+        Arc::new(Handles { volume, next: AtomicU64::new(1), counts: Mutex::default(), walk_ends: Mutex::default() })
     }
 
     /// Count an open. The guard takes it back unless it is turned into a handle. `None`: the inode has lost its names, and
@@ -43,6 +45,20 @@ impl Handles {
             counts.remove(&ino);
         }
         self.volume.closed(ino);
+    }
+
+    pub fn walk_end(&self, handle: u64) -> Option<u64> {
+        self.walk_ends.lock().get(&handle).copied()
+    }
+
+    pub fn set_walk_end(&self, handle: u64, end: u64) {
+        self.walk_ends.lock().insert(handle, end);
+    }
+
+    /// Count the close of a directory.
+    pub fn close_directory(&self, ino: Ino, handle: u64) {
+        self.walk_ends.lock().remove(&handle);
+        self.close(ino);
     }
 
     /// The mount has ended: whatever the kernel did not release is closed now.

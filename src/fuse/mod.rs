@@ -30,6 +30,7 @@ mod locks;
 mod mounts;
 mod names;
 mod options;
+mod overlay;
 mod respond;
 pub mod table;
 mod translate;
@@ -45,6 +46,7 @@ use call::Mounted;
 use fuser::{Config, Generation, Session, SessionACL};
 use handles::Handles;
 use locks::LockTable;
+use overlay::DirectWrites;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,6 +77,7 @@ pub fn mount(
     let mounted = Arc::new(Mounted {
         handles: Handles::new(volume.clone()),
         locks: Arc::new(LockTable::default()),
+        direct_writes: DirectWrites::default(),
         freshness: options.freshness,
         volume,
         runtime,

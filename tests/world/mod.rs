@@ -141,7 +141,7 @@ impl World {
         let (mut all, mut after) = (Vec::new(), 0);
         loop {
             match self.ask(Query::ReadDirectory { ino, after, limit: 2 })? {
-                Answer::Directory(some) => match some.last() {
+                Answer::Directory { entries: some, .. } => match some.last() {
                     Some(last) => {
                         after = last.cookie;
                         all.extend(some);

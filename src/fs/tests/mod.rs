@@ -144,7 +144,7 @@ impl Play {
 
     fn names(&self, ino: Ino) -> Vec<(String, u64)> {
         match self.state.answer(&Query::ReadDirectory { ino, after: 0, limit: 1000 }).unwrap() {
-            Answer::Directory(entries) => entries.iter().map(|e| (e.name.to_string(), e.cookie)).collect(),
+            Answer::Directory { entries, .. } => entries.iter().map(|e| (e.name.to_string(), e.cookie)).collect(),
             other => panic!("{other:?}"),
         }
     }
