@@ -10,6 +10,8 @@ pub const XATTR_NAME_BYTES_MAX: usize = 255;
 pub const XATTR_VALUE_BYTES_MAX: usize = 65_536;
 /// All extended attributes of one inode together, names and values, in bytes.
 pub const XATTRS_BYTES_MAX: usize = 131_072;
+/// Largest access control list in the kernel's form, in bytes: the kernel asks for no more than a page.
+pub const ACL_BYTES_MAX: usize = 4096;
 /// Largest file, in bytes: 8 EiB − 4 KiB would be the kernel's; 16 TiB is what ext4 gives.
 pub const FILE_BYTES_MAX: u64 = 16 << 40;
 /// Most names of one inode (`LINK_MAX` of ext4).
@@ -72,6 +74,8 @@ pub const CS733_OPERATION_SECONDS_MAX: u64 = 30;
 
 const _: () = assert!(COMMAND_BYTES_MAX > XATTR_VALUE_BYTES_MAX + XATTR_NAME_BYTES_MAX);
 const _: () = assert!(XATTR_VALUE_BYTES_MAX <= XATTRS_BYTES_MAX);
+// What a new inode inherits fits, so making one cannot fail for it.
+const _: () = assert!(2 * (ACL_BYTES_MAX + XATTR_NAME_BYTES_MAX) <= XATTRS_BYTES_MAX);
 const _: () = assert!(FUSE_REQUESTS_MAX > BODY_BYTES_MAX / FUSE_REQUEST_DATA_BYTES + 1);
 const _: () = assert!(APPEND_BYTES_MAX + BODY_BYTES_MAX <= FRAME_BODY_BYTES_MAX);
 const _: () = assert!((BODY_BYTES_MAX + COMMAND_BYTES_MAX) as u64 * 8 < SEGMENT_BYTES);

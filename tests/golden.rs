@@ -14,7 +14,7 @@ use keelfs::fs::*;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
-use world::{Client, SECOND_NS, WALL_START, World};
+use world::{Client, SECOND_NS, WALL_START, World, acl};
 
 #[test]
 fn every_script_gets_the_answers_that_it_tells() {
@@ -160,6 +160,7 @@ struct Script {
     current: String,
     /// Inodes that the script has open, by the name it gave them: `@name` where a path may stand.
     open: BTreeMap<String, Ino>,
+    umask: u32,
     /// What the leader has decided to propose, and not yet proposed.
     decided: Vec<Command>,
     /// A request that is still on its way, with its bytes.
@@ -171,7 +172,15 @@ impl Script {
         let mut world = World::new();
         let first = world.open_session("a");
         let clients = BTreeMap::from([("a".to_owned(), first)]);
-        Script { world, clients, current: "a".to_owned(), open: BTreeMap::new(), decided: vec![], delayed: None }
+        Script {
+            world,
+            clients,
+            current: "a".to_owned(),
+            open: BTreeMap::new(),
+            umask: 0,
+            decided: vec![],
+            delayed: None,
+        }
     }
 
     /// One command and its answer.
@@ -259,6 +268,18 @@ impl Script {
                 self.ask(|s| Ok(Query::Xattr { ino: s.find(path)?, name: Bytes::copy_from_slice(name.as_bytes()) }))
             }
             ["info", path] => self.lines(path, "user.keelfs.info"),
+            ["umask", mask] => {
+                self.umask = u32::from_str_radix(mask, 8).unwrap();
+                "ok".to_owned()
+            }
+            ["setfacl", path, kind, list, rest @ ..] => {
+                let (acl, keep_setgid) = (Some(acl::list(list.trim_matches('"'))), rest == ["keeping-setgid"]);
+                self.on(path, |ino| Command::SetAcl { ino, kind: acl_kind(kind), acl, keep_setgid })
+            }
+            ["rmfacl", path, kind] => {
+                self.on(path, |ino| Command::SetAcl { ino, kind: acl_kind(kind), acl: None, keep_setgid: false })
+            }
+            ["getfacl", path, kind] => self.get_acl(path, acl_kind(kind)),
             ["listfattr", path] => self.ask(|s| Ok(Query::ListXattrs { ino: s.find(path)? })),
 
             // locks
@@ -408,7 +429,8 @@ impl Script {
 
     fn make(&mut self, path: &str, node: NewNode, mode: &[&str], default: u32) -> String {
         let mode = mode.first().map_or(default, |mode| u32::from_str_radix(mode, 8).unwrap());
-        self.named(path, |_, at| Ok(Command::Make { parent: at.parent, name: at.name, node, mode }))
+        let umask = self.umask;
+        self.named(path, |_, at| Ok(Command::Make { parent: at.parent, name: at.name, node, mode, umask }))
     }
 
     fn rename(&mut self, from: &str, to: &str, mode: RenameMode) -> String {
@@ -518,6 +540,15 @@ impl Script {
         }
     }
 
+    fn get_acl(&self, path: &str, kind: AclKind) -> String {
+        let name = Bytes::from_static(kind.name());
+        match self.find(path).and_then(|ino| self.world.ask(Query::Xattr { ino, name })) {
+            Ok(Answer::Bytes(list)) => acl::text(&list),
+            Ok(other) => panic!("an access list: {other:?}"),
+            Err(refusal) => refused(&refusal),
+        }
+    }
+
     fn stat(&self, path: &str) -> String {
         match self.find(path).and_then(|ino| self.world.attributes(ino)) {
             Ok(a) => format!(
@@ -598,6 +629,14 @@ fn range(word: &str) -> LockRange {
     match word.split_once('-') {
         Some((start, end)) => LockRange { start: number(start), end: number(end) },
         None => LockRange { start: 0, end: u64::MAX },
+    }
+}
+
+fn acl_kind(word: &str) -> AclKind {
+    match word {
+        "access" => AclKind::Access,
+        "default" => AclKind::Default,
+        _ => panic!("not a kind of access list: {word}"),
     }
 }
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use keelfs::fs::*;
 use naive::{Naive, pick};
 use proptest::prelude::*;
-use world::{Client, Entry, SECOND_NS, World, cases, exported, import};
+use world::{Client, Entry, SECOND_NS, World, acl, cases, exported, import};
 
 #[derive(Clone, Debug)]
 enum Act {
@@ -106,6 +106,25 @@ fn node() -> impl Strategy<Value = NewNode> {
     ]
 }
 
+/// Lists of every form, and some that are none.
+fn acl() -> impl Strategy<Value = Bytes> {
+    let bits = || 0..8u16;
+    let named = |tag| prop::collection::vec((Just(tag), bits(), 0..4u32), 0..3);
+    let of = |tag| (Just(tag), bits(), Just(u32::MAX)).prop_map(|entry| vec![entry]);
+    let mask = prop_oneof![4 => of(acl::MASK), 1 => Just(vec![])];
+    let entries = (of(acl::OWNER), named(acl::USER), of(acl::GROUP), named(acl::NAMED_GROUP), mask, of(acl::OTHERS));
+    let slip = prop::option::weighted(0.1, (0..9usize, 0..9usize));
+    (entries, slip).prop_map(|((owner, users, group, groups, mask, others), slip)| {
+        let mut all = [owner, users, group, groups, mask, others].concat();
+        if let Some((one, other)) = slip {
+            let length = all.len();
+            all.swap(one % length, other % length);
+        }
+        let entry = |(tag, permissions, id)| acl::Entry { tag, permissions, id };
+        acl::encode(&all.into_iter().map(entry).collect::<Vec<_>>())
+    })
+}
+
 fn at() -> impl Strategy<Value = u64> {
     prop_oneof![3 => 0..20u64, 1 => 0..200u64]
 }
@@ -121,9 +140,11 @@ fn rename_mode() -> impl Strategy<Value = RenameMode> {
 
 fn name_command() -> BoxedStrategy<Command> {
     let mode = prop::sample::select(vec![0o644, 0o755, 0o2775, 0o6755, 0o177_777]);
+    let umask = prop::sample::select(vec![0, 0o022, 0o077, u32::MAX]);
     let replaced = prop_oneof![4 => Just(None), 1 => Just(Some(None)), 2 => Just(Some(Some(pick::TRUE_INO)))];
     prop_oneof![
-        6 => (place(), node(), mode).prop_map(|(p, node, mode)| Command::Make { parent: p.parent, name: p.name, node, mode }),
+        6 => (place(), node(), mode, umask)
+            .prop_map(|(p, node, mode, umask)| Command::Make { parent: p.parent, name: p.name, node, mode, umask }),
         2 => (ino(), place()).prop_map(|(ino, p)| Command::Link { ino, parent: p.parent, name: p.name }),
         3 => (taken_place(), seen()).prop_map(|(p, expected)| Command::Unlink { parent: p.parent, name: p.name, expected }),
         2 => (taken_place(), seen())
@@ -173,12 +194,17 @@ fn attribute_command() -> BoxedStrategy<Command> {
         .prop_map(|(mode, uid, gid, size, atime, mtime)| AttributeChanges { mode, uid, gid, size, atime, mtime });
     let xattr = || prop::sample::select(vec!["user.a", "user.b"]).prop_map(Bytes::from);
     let value = prop::sample::select(vec!["", "1", "two"]).prop_map(Bytes::from);
+    let acl_kind = prop::sample::select(vec![AclKind::Access, AclKind::Default]);
     let flag = prop::sample::select(vec![XattrMode::Any, XattrMode::Create, XattrMode::Replace]);
     prop_oneof![
         3 => (ino(), changes).prop_map(|(ino, changes)| Command::SetAttributes { ino, changes }),
         2 => (ino(), xattr(), value, flag)
             .prop_map(|(ino, name, value, mode)| Command::SetXattr { ino, name, value, mode }),
         1 => (ino(), xattr()).prop_map(|(ino, name)| Command::RemoveXattr { ino, name }),
+        3 => (ino(), acl_kind.clone(), prop::option::weighted(0.8, acl()), any::<bool>())
+            .prop_map(|(ino, kind, acl, keep_setgid)| Command::SetAcl { ino, kind, acl, keep_setgid }),
+        2 => (parent(), prop::option::weighted(0.8, acl()))
+            .prop_map(|(ino, acl)| Command::SetAcl { ino, kind: AclKind::Default, acl, keep_setgid: false }),
         3 => (file(), prop::option::weighted(0.8, version())).prop_map(|(ino, version)| Command::SetReplaceIf { ino, version }),
         6 => (prop_oneof![file(), ino()], expiry()).prop_map(|(ino, expiry)| Command::SetExpiry { ino, expiry }),
         1 => (parent(), prop::option::of(0..20u64))

@@ -7,7 +7,7 @@ mod world;
 use bytes::Bytes;
 use keelfs::fs::*;
 use proptest::prelude::*;
-use world::{cases, exported, import};
+use world::{acl, cases, exported, import};
 
 fn name() -> impl Strategy<Value = Name> {
     prop::sample::select(vec!["a", "b", "c", "d"]).prop_map(|text| Name::new(text.as_bytes()).unwrap())
@@ -52,6 +52,19 @@ fn wild_bytes() -> impl Strategy<Value = Bytes> {
     prop_oneof![4 => word.prop_map(Bytes::from), 4 => garbage, 1 => long]
 }
 
+/// What begins as a list, and goes on as it likes.
+fn wild_acl() -> impl Strategy<Value = Bytes> {
+    let good = prop::sample::select(vec!["u::7 g::5 o::0", "u::7 u:5:6 g::5 g:0:1 m::7 o::4"]);
+    let edit = prop::option::of((any::<prop::sample::Index>(), any::<u8>()));
+    (good, edit, prop_oneof![4 => Just(Bytes::new()), 1 => wild_bytes()]).prop_map(|(good, edit, tail)| {
+        let mut bytes = acl::list(good).to_vec();
+        if let Some((at, byte)) = edit {
+            *at.get_mut(&mut bytes) = byte;
+        }
+        [&bytes[..], &tail].concat().into()
+    })
+}
+
 fn wild_place() -> impl Strategy<Value = Place> {
     let parent = prop_oneof![Just(Ino::ROOT), wild_ino()];
     (parent, name()).prop_map(|(parent, name)| Place { parent, name })
@@ -86,14 +99,15 @@ fn wild_command() -> BoxedStrategy<Command> {
         AllocateMode::Collapse,
         AllocateMode::Insert,
     ]);
+    let acl_kind = prop::sample::select(vec![AclKind::Access, AclKind::Default]);
     let nanos = prop_oneof![3 => Just(0), 1 => any::<u32>()];
     let time = (any::<i64>(), nanos).prop_map(|(seconds, nanos)| Some(TimeChange::To(Timestamp { seconds, nanos })));
     let all_closed = Just((1..9).map(Ino).collect());
     let closed = prop_oneof![all_closed, prop::collection::vec(wild_ino(), 0..20)];
     let length = prop_oneof![9 => 0..40u32, 1 => any::<u32>()];
     prop_oneof![
-        8 => (wild_place(), node, any::<u32>())
-            .prop_map(|(p, node, mode)| Command::Make { parent: p.parent, name: p.name, node, mode }),
+        8 => (wild_place(), node, any::<u32>(), any::<u32>())
+            .prop_map(|(p, node, mode, umask)| Command::Make { parent: p.parent, name: p.name, node, mode, umask }),
         6 => (wild_ino(), wild(), length.clone()).prop_map(|(ino, offset, length)| Command::Write { ino, offset, length }),
         2 => (wild_ino(), length).prop_map(|(ino, length)| Command::Append { ino, length }),
         6 => (wild_ino(), allocate, wild(), wild())
@@ -107,6 +121,8 @@ fn wild_command() -> BoxedStrategy<Command> {
         4 => (wild_ino(), wild_bytes(), wild_bytes())
             .prop_map(|(ino, name, value)| Command::SetXattr { ino, name, value, mode: XattrMode::Any }),
         2 => (wild_ino(), wild_bytes()).prop_map(|(ino, name)| Command::RemoveXattr { ino, name }),
+        3 => (wild_ino(), acl_kind, prop::option::of(wild_acl()), any::<bool>())
+            .prop_map(|(ino, kind, acl, keep_setgid)| Command::SetAcl { ino, kind, acl, keep_setgid }),
         3 => (wild_ino(), wild_expiry()).prop_map(|(ino, expiry)| Command::SetExpiry { ino, expiry }),
         2 => (wild_ino(), prop::option::of(wild())).prop_map(|(ino, ttl_ns)| Command::SetDefaultTtl { ino, ttl_ns }),
         2 => (wild_ino(), wild()).prop_map(|(ino, v)| Command::SetReplaceIf { ino, version: Some(LogIndex(v)) }),
@@ -183,7 +199,7 @@ impl WildEntry {
 fn beginning() -> Vec<WildEntry> {
     let make = |name: &str, node: NewNode| {
         let name = Name::new(name.as_bytes()).unwrap();
-        WildEntry::tame(1, Command::Make { parent: Ino::ROOT, name, node, mode: 0o755 })
+        WildEntry::tame(1, Command::Make { parent: Ino::ROOT, name, node, mode: 0o755, umask: 0 })
     };
     let open = WildEntry::tame(0, Command::OpenSession { label: "wild".into() });
     let made =

@@ -50,14 +50,20 @@ impl Files {
         }
     }
 
-    async fn xattr(&self, ino: Ino, name: &'static str) -> Result<Option<String>, Failure> {
-        let query = Query::Xattr { ino, name: Bytes::from_static(name.as_bytes()) };
+    pub async fn xattr(&self, ino: Ino, name: &'static [u8]) -> Result<Option<Bytes>, Failure> {
+        let query = Query::Xattr { ino, name: Bytes::from_static(name) };
         match self.volume.query(query, self.deadline()).await {
-            Ok(Answer::Bytes(value)) => Ok(Some(String::from_utf8_lossy(&value).into_owned())),
+            Ok(Answer::Bytes(value)) => Ok(Some(value)),
             Ok(other) => Err(unexpected(&other)),
             Err(Failure::Refused(Refusal::NoSuchXattr)) => Ok(None),
             Err(failure) => Err(failure),
         }
+    }
+
+    /// `user.keelfs.ttl`, in seconds; `None` if it has no end.
+    async fn ttl(&self, ino: Ino) -> Result<Option<String>, Failure> {
+        let value = self.xattr(ino, b"user.keelfs.ttl").await?;
+        Ok(value.map(|value| String::from_utf8_lossy(&value).into_owned()))
     }
 
     /// End the session: nothing waits for this process any more.
@@ -265,7 +271,7 @@ pub async fn stat(args: StatArgs, output: Output) -> CliResult {
     if args.version_only {
         return show_version(output, path, file.version);
     }
-    let ttl = files.xattr(file.ino, "user.keelfs.ttl").await.map_err(failed)?;
+    let ttl = files.ttl(file.ino).await.map_err(failed)?;
     output.show(&stat_json(path, &file, ttl.as_deref()), || stat_text(path, &file, ttl.as_deref()))
 }
 
@@ -335,7 +341,7 @@ async fn show_or_set_ttl(files: &Files, args: &TtlArgs, output: Output) -> CliRe
         let command = Command::SetExpiry { ino, expiry: expiry(Some(ttl)) };
         files.submit(command, Bytes::new()).await.map_err(failed)?;
     }
-    let left = files.xattr(ino, "user.keelfs.ttl").await.map_err(failed)?;
+    let left = files.ttl(ino).await.map_err(failed)?;
     let seconds = left.as_deref().and_then(|seconds| seconds.parse::<u64>().ok());
     output.show(&json!({ "path": path, "ttl_seconds": seconds }), || left.unwrap_or_else(|| "none".into()))
 }

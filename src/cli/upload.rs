@@ -21,6 +21,8 @@ use std::path::Path;
 const UNFINISHED_NS: u64 = 86_400_000_000_000;
 /// Of a file that is new.
 const MODE: u32 = 0o644;
+/// The bits of a mode that are about the owner.
+const OWNERS_BITS: u32 = 0o700;
 
 /// Where the bytes come from.
 pub struct Content {
@@ -123,12 +125,16 @@ async fn put_large(
     content: Content,
 ) -> Result<LogIndex, Error> {
     let hidden = hidden_name()?;
-    let made = Command::Make { parent, name: hidden.clone(), node: NewNode::File, mode: mode_of(files, target).await? };
+    let replaced = replaced(files, target).await?;
+    // What replaces a file is open to nobody else until it has that file's permissions.
+    let mode = replaced.as_ref().map_or(MODE, |file| file.mode & OWNERS_BITS);
+    let made = Command::Make { parent, name: hidden.clone(), node: NewNode::File, mode, umask: 0 };
     let ino = match files.submit(made, Bytes::new()).await? {
         Reply::Attributes(attributes) => attributes.ino,
         other => return Err(unexpected(&other)),
     };
-    let result = fill_and_rename(files, target, Place { parent, name: hidden.clone() }, ino, first, content).await;
+    let place = Place { parent, name: hidden.clone() };
+    let result = fill_and_rename(files, target, replaced, (place, ino), first, content).await;
     if result.is_err() {
         // The failure to tell is the first one; what stays behind now has its expiry.
         let _ = files.submit(Command::Unlink { parent, name: hidden, expected: Some(ino) }, Bytes::new()).await;
@@ -142,25 +148,46 @@ fn hidden_name() -> CliResult<Name> {
     Name::new(name.as_bytes()).tried(|| format!("cannot use the name {name}"))
 }
 
-/// The mode of the file that is replaced, so that replacing does not open a secret to all.
-async fn mode_of(files: &Files, target: &Target<'_>) -> Result<u32, Error> {
+/// What a file lets whom do: its mode, and its access list.
+struct Permissions {
+    mode: u32,
+    acl: Option<Bytes>,
+}
+
+/// Those of the file that is replaced.
+async fn replaced(files: &Files, target: &Target<'_>) -> Result<Option<Permissions>, Error> {
     match files.resolve(target.path.as_str()).await {
-        Ok(replaced) => Ok(replaced.mode),
-        Err(Failure::Refused(Refusal::NoSuchName)) => Ok(MODE),
+        Ok(file) => {
+            let acl = files.xattr(file.ino, AclKind::Access.name()).await?;
+            Ok(Some(Permissions { mode: file.mode, acl }))
+        }
+        Err(Failure::Refused(Refusal::NoSuchName)) => Ok(None),
         Err(failure) => Err(failure.into()),
     }
+}
+
+/// Replacing must neither open a secret to others nor shut out those who may read the file.
+async fn take_permissions(files: &Files, ino: Ino, Permissions { mode, acl }: Permissions) -> Result<(), Error> {
+    let list = Command::SetAcl { ino, kind: AclKind::Access, acl, keep_setgid: true };
+    files.submit(list, Bytes::new()).await?;
+    let changes = AttributeChanges { mode: Some(mode), ..AttributeChanges::default() };
+    files.submit(Command::SetAttributes { ino, changes }, Bytes::new()).await?;
+    Ok(())
 }
 
 async fn fill_and_rename(
     files: &Files,
     target: &Target<'_>,
-    hidden: Place,
-    ino: Ino,
+    replaced: Option<Permissions>,
+    (hidden, ino): (Place, Ino),
     first: Bytes,
     mut content: Content,
 ) -> Result<LogIndex, Error> {
     let expiry = ExpiryChange::After { ns: UNFINISHED_NS };
     files.submit(Command::SetExpiry { ino, expiry }, Bytes::new()).await?;
+    if let Some(permissions) = replaced {
+        take_permissions(files, ino, permissions).await?;
+    }
     let (mut offset, mut piece) = (0, first);
     while !piece.is_empty() {
         let now = piece.split_to(piece.len().min(BODY_BYTES_MAX));

@@ -87,7 +87,7 @@ impl State {
             }
             Command::KeepAlive { closed } => self.keep_alive(cause, closed),
             Command::CloseSession => self.close_session(cause),
-            Command::Make { parent, name, node, mode } => self.make(cause, *parent, name, node, *mode),
+            Command::Make { parent, name, node, mode, umask } => self.make(cause, *parent, name, node, (*mode, *umask)),
             Command::Link { ino, parent, name } => self.link(cause, *ino, *parent, name),
             Command::Unlink { parent, name, expected } => self.unlink(cause, *parent, name, *expected),
             Command::RemoveDirectory { parent, name, expected } => {
@@ -111,6 +111,9 @@ impl State {
             Command::SetAttributes { ino, changes } => self.set_attributes(cause, *ino, changes),
             Command::SetXattr { ino, name, value, mode } => self.set_xattr(cause, *ino, name, value, *mode),
             Command::RemoveXattr { ino, name } => self.remove_xattr(cause, *ino, name),
+            Command::SetAcl { ino, kind, acl, keep_setgid } => {
+                self.set_acl(cause, *ino, *kind, acl.as_ref(), *keep_setgid)
+            }
             Command::SetReplaceIf { ino, version } => self.set_replace_if(cause, *ino, *version),
             Command::SetExpiry { ino, expiry } => self.set_expiry(cause, *ino, *expiry),
             Command::SetDefaultTtl { ino, ttl_ns } => self.set_default_ttl(cause, *ino, *ttl_ns),

@@ -21,6 +21,9 @@ impl State {
         if *changes != AttributeChanges::default() {
             self.amend(cause, ino, |inode| amend_attributes(inode, cause, changes));
         }
+        if changes.mode.is_some() {
+            self.follow_mode(ino);
+        }
         self.shown(ino)
     }
 }

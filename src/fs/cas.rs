@@ -31,7 +31,7 @@ impl State {
         expiry: ExpiryChange,
         (mode, length): (u32, u32),
     ) -> Outcome {
-        let directory = self.living_directory(parent)?;
+        let directory = self.living_directory(parent)?.clone();
         let ino = match (self.dentry(parent, name), expected) {
             (Some(dentry), _) => {
                 version_holds(self.file(dentry.ino)?, expected)?;
@@ -40,8 +40,7 @@ impl State {
             }
             (None, Expected::Version(version)) if version != LogIndex(0) => return Err(Refusal::NoSuchName),
             (None, _) => {
-                let inode = names::new_inode(cause, directory, Node::EMPTY_FILE, mode);
-                let ino = self.add_new(cause, parent, name, inode);
+                let ino = self.add_new(cause, (parent, &directory), name, Node::EMPTY_FILE, (mode, 0));
                 self.give_deadline(cause, ino, expiry);
                 ino
             }

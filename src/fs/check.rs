@@ -2,6 +2,7 @@
 //!
 //! Each function holds one numbered sentence of [`State`] against the data and says what breaks it.
 
+use super::acl::{Acl, PERMISSIONS};
 use super::contents::Extent;
 use super::derived::Derived;
 use super::inode::{Inode, Node};
@@ -10,7 +11,7 @@ use crate::limits::{FILE_BYTES_MAX, SESSION_OUTSTANDING_MAX, XATTRS_BYTES_MAX};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl State {
-    /// Test every invariant: I1 to I14 of [`State`], L1 to L8 of its locks. O(n).
+    /// Test every invariant: I1 to I14 and I16 of [`State`], L1 to L8 of its locks. O(n).
     pub fn check(&self) -> Result<(), Broken> {
         self.check_sums()?;
         self.check_derived()?;
@@ -21,6 +22,7 @@ impl State {
             self.check_content(*ino, inode)?;
             self.check_orphan(*ino, inode)?;
             self.check_xattrs(*ino, inode)?;
+            self.check_acls(*ino, inode)?;
             self.check_endings(*ino, inode)?;
         }
         self.check_tree()?;
@@ -139,6 +141,19 @@ impl State {
             self.xattrs_of(ino).fold(0_u32, |sum, (name, value)| sum.saturating_add(xattrs::item_bytes(name, value)));
         let sound = bytes == inode.xattr_bytes && bytes as usize <= XATTRS_BYTES_MAX;
         hold("I12", sound, || format!("inode {} counts {} attribute bytes, and has {bytes}", ino.0, inode.xattr_bytes))
+    }
+
+    fn check_acls(&self, ino: Ino, inode: &Inode) -> Result<(), Broken> {
+        let lists = self.xattrs_of(ino).filter_map(|(name, value)| Some((AclKind::named(name)?, value)));
+        for (kind, value) in lists {
+            let acl = Acl::parse(value).ok().filter(|acl| acl.bytes() == value);
+            let fits = acl.is_some_and(|acl| match kind {
+                AclKind::Access => !acl.is_mode() && acl.mode() == inode.mode & PERMISSIONS,
+                AclKind::Default => inode.is_directory(),
+            });
+            hold("I16", fits, || format!("{kind:?} list of inode {} with mode {:o}: {value:?}", ino.0, inode.mode))?;
+        }
+        Ok(())
     }
 
     fn check_endings(&self, ino: Ino, inode: &Inode) -> Result<(), Broken> {

@@ -49,11 +49,13 @@ pub enum Command {
     Tick,
 
     // --- names
+    /// The umask counts only where the directory has no default access list.
     Make {
         parent: Ino,
         name: Name,
         node: NewNode,
         mode: u32,
+        umask: u32,
     },
     Link {
         ino: Ino,
@@ -97,7 +99,7 @@ pub enum Command {
         expiry: ExpiryChange,
         length: u32,
     },
-    /// Create or replace a whole file by name: what the CLI's `write` and `cas` and the cs733 protocol do.
+    /// Create or replace a whole file by name: what the CLI's `write` and `cas` and the cs733 protocol do. No umask.
     Put {
         parent: Ino,
         name: Name,
@@ -135,6 +137,14 @@ pub enum Command {
     RemoveXattr {
         ino: Ino,
         name: Bytes,
+    },
+    /// An access control list in the kernel's form; `None` removes. An access list sets the mode too, and clears the
+    /// setgid bit unless the caller may keep it.
+    SetAcl {
+        ino: Ino,
+        kind: AclKind,
+        acl: Option<Bytes>,
+        keep_setgid: bool,
     },
     /// `user.keelfs.replace-if`; `None` clears.
     SetReplaceIf {
@@ -273,6 +283,15 @@ pub enum XattrMode {
     Any,
     Create,
     Replace,
+}
+
+/// The two access control lists that an inode may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AclKind {
+    /// Decides about access.
+    Access,
+    /// Of a directory: given to what is made in it.
+    Default,
 }
 
 /// Who owns a lock within its session, and of which family. The families never conflict with each other

@@ -11,7 +11,7 @@
 //! | `apply`, `sessions` | one entry: stamps, exactly-once, dispatch; sessions from first to last |
 //! | `names`, `rename`, `orphans` | directories; what becomes of an inode whose last name has gone |
 //! | `contents`, `ranges`, `cas` | extents; allocation and sharing of ranges; whole-file replacement by version |
-//! | `attributes`, `xattrs`, `expiry` | what is written on an inode |
+//! | `attributes`, `xattrs`, `acl`, `expiry` | what is written on an inode |
 //! | `locks`, `locking` | one inode's locks; their place in the state |
 //! | `answers`, `virtuals`, `words` | queries; attributes that are computed; the grammar of their values |
 //! | `export`, `check` | the state as bounded pieces, and back; the invariants, executed |
@@ -29,6 +29,7 @@
     clippy::arithmetic_side_effects
 )]
 
+mod acl;
 mod answers;
 mod apply;
 mod attributes;

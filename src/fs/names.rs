@@ -1,7 +1,8 @@
 //! Directories: making, linking and removing names.
 //!
 //! Rules are those of POSIX.1-2017 (`open`, `mkdir`, `mknod`, `symlink`, `link`, `unlink`, `rmdir`) and, where it leaves
-//! them open, of Linux: `unlink` refuses directories, and a directory hands its group on when its setgid bit is set.
+//! them open, of Linux: `unlink` refuses directories, and a directory hands its group on when its setgid bit is set. What
+//! else a new inode inherits, `acl` and `expiry` say.
 //! Access is not judged here; the asking kernel did that.
 //!
 //! Decision: a name's new meaning keeps the name's cookie, so that a walk that runs meanwhile shows it exactly once.
@@ -17,28 +18,52 @@ use std::sync::Arc;
 const SYMLINK_MODE: u32 = 0o777;
 
 impl State {
-    pub(super) fn make(&mut self, cause: &Cause, parent: Ino, name: &Name, node: &NewNode, mode: u32) -> Outcome {
-        let directory = self.living_directory(parent)?;
-        let inode = new_inode(cause, directory, node_of(node)?, mode);
+    /// `permissions`: mode and umask.
+    pub(super) fn make(
+        &mut self,
+        cause: &Cause,
+        parent: Ino,
+        name: &Name,
+        node: &NewNode,
+        permissions: (u32, u32),
+    ) -> Outcome {
+        let directory = self.living_directory(parent)?.clone();
+        let node = node_of(node)?;
         if self.dentry(parent, name).is_some() {
             return Err(Refusal::NameTaken);
         }
-        let ino = self.add_new(cause, parent, name, inode);
+        let ino = self.add_new(cause, (parent, &directory), name, node, permissions);
         self.shown(ino)
     }
 
-    /// Give a new inode its number and its first name.
-    pub(super) fn add_new(&mut self, cause: &Cause, parent: Ino, name: &Name, inode: Inode) -> Ino {
-        let ino = self.add_nameless(inode);
+    /// Make an inode in this directory, with a name that is free. `permissions`: mode and umask.
+    pub(super) fn add_new(
+        &mut self,
+        cause: &Cause,
+        (parent, directory): (Ino, &Inode),
+        name: &Name,
+        node: Node,
+        permissions: (u32, u32),
+    ) -> Ino {
+        let ino = self.add_nameless(cause, (parent, directory), node, permissions);
         self.add_name(cause, parent, name, ino);
         ino
     }
 
-    /// Give a new inode its number. The caller's next step gives it the name that its link count speaks of.
-    pub(super) fn add_nameless(&mut self, inode: Inode) -> Ino {
+    /// Make an inode in this directory. The caller's next step gives it the name that its link count speaks of.
+    pub(super) fn add_nameless(
+        &mut self,
+        cause: &Cause,
+        (parent, directory): (Ino, &Inode),
+        node: Node,
+        (mode, umask): (u32, u32),
+    ) -> Ino {
+        let inherited = self.inherit(parent, &node, mode, umask);
+        let inode = new_inode(cause, directory, node, inherited.mode);
         let ino = Ino(self.next_ino);
         self.next_ino = self.next_ino.saturating_add(1);
         self.put_inode(ino, inode);
+        self.bequeath(ino, &inherited);
         ino
     }
 
@@ -193,7 +218,7 @@ fn entries_changed(inode: &mut Inode, cause: &Cause) {
 }
 
 /// An inode as it is made in this directory, with one name (which the caller adds).
-pub(super) fn new_inode(cause: &Cause, directory: &Inode, node: Node, mode: u32) -> Inode {
+fn new_inode(cause: &Cause, directory: &Inode, node: Node, mode: u32) -> Inode {
     let inherits = directory.mode & SETGID != 0;
     let is_directory = matches!(node, Node::Directory { .. });
     let mode = match node {

@@ -5,9 +5,11 @@
 
 use super::*;
 use inode::{Inode, Node};
-use names::new_inode;
 use state::Cause;
 use std::sync::Arc;
+
+/// What overlayfs reads as "nothing here". Its mode is 0.
+const WHITEOUT: Node = Node::CharDevice { rdev: 0 };
 
 impl State {
     /// `seen`: what the proposer saw at the two names (moved, replaced).
@@ -38,11 +40,11 @@ impl State {
         match replaced {
             Some(other) if mode == RenameMode::Exchange => self.exchange(cause, (from, moved), (to, other)),
             _ => {
-                let whiteout = match mode {
-                    RenameMode::Whiteout => Some(whiteout(cause, self.directory(from.parent)?)),
+                let whiteout_in = match mode {
+                    RenameMode::Whiteout => Some(self.directory(from.parent)?.clone()),
                     _ => None,
                 };
-                self.relink(cause, (from, moved), (to, replaced), whiteout);
+                self.relink(cause, (from, moved), (to, replaced), whiteout_in);
             }
         }
         Ok(Reply::Done)
@@ -82,11 +84,11 @@ impl State {
         cause: &Cause,
         (from, moved): (&Place, Ino),
         (to, replaced): (&Place, Option<Ino>),
-        left_behind: Option<Inode>,
+        whiteout_in: Option<Arc<Inode>>,
     ) {
-        match left_behind {
-            Some(inode) => {
-                let ino = self.add_nameless(inode);
+        match whiteout_in {
+            Some(directory) => {
+                let ino = self.add_nameless(cause, (from.parent, &directory), WHITEOUT, (0, 0));
                 self.repoint(cause, from.parent, &from.name, ino);
             }
             None => self.remove_name(cause, from.parent, &from.name),
@@ -123,10 +125,6 @@ impl RenameMode {
     fn replaces(self) -> bool {
         matches!(self, RenameMode::Replace | RenameMode::Whiteout)
     }
-}
-
-fn whiteout(cause: &Cause, directory: &Inode) -> Inode {
-    new_inode(cause, directory, Node::CharDevice { rdev: 0 }, 0)
 }
 
 /// The target's name means something else than the proposer saw. An exchange needs something there.

@@ -38,6 +38,8 @@ use std::sync::Arc;
 /// I13 Locks are on inodes that exist, hold to their own invariants (L1 to L8), and name living sessions.
 /// I14 An ephemeral inode's session lives; the root neither expires nor is ephemeral.
 /// I15 What an exported state must be (see `export`).
+/// I16 A stored access control list is valid and in canonical form; an access list says more than a mode, and agrees with
+///     its inode's; a default list belongs to a directory.
 #[derive(Clone)]
 pub struct State {
     pub(super) applied: LogIndex,

@@ -16,7 +16,7 @@ use super::respond::{DirectoryReply, Respond, XattrReply};
 use super::translate::{self, ino};
 use super::waiting;
 use super::wire::{self, Seen};
-use crate::fs::{AttributeChanges, Credentials, LockMode, LockOwner, NewNode};
+use crate::fs::{AclKind, AttributeChanges, Credentials, LockMode, LockOwner, NewNode};
 use crate::limits::{BODY_BYTES_MAX, FUSE_LOCK_WAITS_MAX, FUSE_REQUEST_DATA_BYTES, FUSE_REQUESTS_MAX};
 use bytes::Bytes;
 use fuser::{
@@ -35,9 +35,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// What we ask of the kernel, each alone, because one that it lacks would make it refuse a set.
 ///
 /// Not asked for, on purpose: WRITEBACK_CACHE (a write must be in the cluster when it returns), CACHE_SYMLINKS (stale
-/// links), POSIX_ACL (not enforced), SETXATTR_EXT, HANDLE_KILLPRIV_V2 and ALLOW_IDMAP (broken in fuser 0.18),
+/// links), SETXATTR_EXT, HANDLE_KILLPRIV_V2 and ALLOW_IDMAP (broken in fuser 0.18),
 /// ABORT_ERROR (fuser takes the end of the session for a failure).
-const CAPABILITIES: [InitFlags; 10] = [
+const CAPABILITIES: [InitFlags; 12] = [
     // Without these two the kernel grants locks by itself, on each node for itself.
     InitFlags::FUSE_POSIX_LOCKS,
     InitFlags::FUSE_FLOCK_LOCKS,
@@ -51,7 +51,12 @@ const CAPABILITIES: [InitFlags; 10] = [
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     // For what reads through pages all the same: mappings, sendfile.
     InitFlags::FUSE_AUTO_INVAL_DATA,
+    ACCESS_LISTS,
+    // A default access list replaces the umask, so the command that makes a node must know both.
+    InitFlags::FUSE_DONT_MASK,
 ];
+/// The kernel judges access by the lists that it asks for.
+const ACCESS_LISTS: InitFlags = InitFlags::FUSE_POSIX_ACL;
 /// Locks that are granted by the kernel alone would be granted twice.
 const INDISPENSABLE: InitFlags = InitFlags::FUSE_POSIX_LOCKS.union(InitFlags::FUSE_FLOCK_LOCKS);
 /// Requests in the background (asynchronous IO) that the kernel sends at one time.
@@ -63,6 +68,8 @@ pub struct Adapter {
     mounted: Arc<Mounted>,
     timeout: Duration,
     write_bytes_max: u32,
+    /// Without a kernel that judges by access lists there are none: what nobody enforces would be a lie.
+    offers_acls: bool,
     under_way: Arc<Semaphore>,
     lock_waits: Arc<Semaphore>,
 }
@@ -73,8 +80,17 @@ impl Adapter {
             mounted,
             timeout: options.timeout,
             write_bytes_max: options.write_bytes_max,
+            offers_acls: false,
             under_way: Arc::new(Semaphore::new(FUSE_REQUESTS_MAX)),
             lock_waits: Arc::new(Semaphore::new(FUSE_LOCK_WAITS_MAX)),
+        }
+    }
+
+    /// May an attribute of this name exist here at all?
+    fn offers(&self, name: &OsStr) -> bool {
+        match AclKind::named(name.as_bytes()) {
+            Some(_) => self.offers_acls,
+            None => attributes::is_offered(name),
         }
     }
 
@@ -155,6 +171,12 @@ impl Filesystem for Adapter {
             tracing::error!("this kernel cannot hand locks over to keelfs: upgrade to Linux 3.1 or later");
             return Err(std::io::Error::from_raw_os_error(libc::EPROTONOSUPPORT));
         }
+        self.offers_acls = config.capabilities().contains(ACCESS_LISTS);
+        if !self.offers_acls {
+            tracing::warn!(
+                "this kernel does not judge access by access lists, also not by those that are set elsewhere: upgrade to Linux 4.9 or later"
+            );
+        }
         // Where a figure is too large, the kernel names the largest.
         let _ = config.set_max_write(self.write_bytes_max).or_else(|largest| config.set_max_write(largest));
         let _ = config.set_max_readahead(BODY_BYTES_MAX as u32).or_else(|largest| config.set_max_readahead(largest));
@@ -176,23 +198,34 @@ impl Filesystem for Adapter {
         self.run(request, 0, reply, move |call| async move { call.lookup(ino(parent), &name).await });
     }
 
-    fn mknod(&self, r: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, rdev: u32, reply: ReplyEntry) {
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
         let name = name.to_owned();
-        self.run(r, 0, reply, move |call| async move {
-            call.make(ino(parent), &name, translate::new_node(mode, rdev)?, mode).await
+        self.run(request, 0, reply, move |call| async move {
+            call.make(ino(parent), &name, translate::new_node(mode, rdev)?, (mode, umask)).await
         });
     }
 
-    fn mkdir(&self, r: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
+    fn mkdir(&self, r: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let name = name.to_owned();
-        self.run(r, 0, reply, move |call| async move { call.make(ino(parent), &name, NewNode::Directory, mode).await });
+        self.run(r, 0, reply, move |call| async move {
+            call.make(ino(parent), &name, NewNode::Directory, (mode, umask)).await
+        });
     }
 
     fn symlink(&self, r: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let name = name.to_owned();
         let target = Bytes::copy_from_slice(target.as_os_str().as_bytes());
         self.run(r, 0, reply, move |call| async move {
-            call.make(ino(parent), &name, NewNode::Symlink { target }, 0o777).await
+            call.make(ino(parent), &name, NewNode::Symlink { target }, (0o777, 0)).await
         });
     }
 
@@ -233,9 +266,23 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn create(&self, r: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, flags: i32, reply: ReplyCreate) {
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
         let name = name.to_owned();
-        self.run(r, 0, reply, move |call| async move { call.create(ino(parent), &name, mode, flags).await });
+        self.run(
+            request,
+            0,
+            reply,
+            move |call| async move { call.create(ino(parent), &name, (mode, umask), flags).await },
+        );
     }
 
     // --- open files and directories
@@ -433,7 +480,7 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        if !attributes::is_offered(name) {
+        if !self.offers(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let (name, value) = (name.to_owned(), Bytes::copy_from_slice(value));
@@ -443,7 +490,7 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, room: u32, reply: ReplyXattr) {
-        if !attributes::is_offered(name) {
+        if !self.offers(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let name = name.to_owned();
@@ -457,7 +504,7 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, request: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        if !attributes::is_offered(name) {
+        if !self.offers(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let name = name.to_owned();

@@ -1,13 +1,19 @@
 //! Extended attributes and symbolic links' targets.
 //!
-//! `user.*` and `trusted.*` are stored, `user.keelfs.*` (alias `keelfs.*`) are the virtual ones. `security.*` and
-//! `system.*` (POSIX access lists) are refused with `EOPNOTSUPP`: to store what nobody enforces would be a lie. The
-//! kernel asks for `security.capability` and the access lists often, so the refusal is given without asking anyone.
+//! `user.*` and `trusted.*` are stored, `user.keelfs.*` (alias `keelfs.*`) are the virtual ones. `security.*` is refused
+//! with `EOPNOTSUPP`: to store what nobody enforces would be a lie. The kernel asks for `security.capability` often, so
+//! the refusal is given without asking anyone.
+//!
+//! `system.posix_acl_access` and `_default` are access control lists. The kernel checks who may set them and that they are
+//! valid, asks for them anew at each access check of another user than the owner, and judges by them. Cost: that question
+//! goes to the cluster each time. A descriptor is the exception: `fgetxattr(2)` shows the list as of the last path operation
+//! on this mount that met the file.
 
 use super::call::{Call, bytes_of};
+use super::caller;
 use super::errno::of_refusal;
 use super::translate;
-use crate::fs::{FileKind, Ino, Query, words};
+use crate::fs::{AclKind, Attributes, Command, FileKind, Ino, Query, words};
 use bytes::Bytes;
 use fuser::Errno;
 use std::ffi::OsStr;
@@ -15,7 +21,7 @@ use std::os::unix::ffi::OsStrExt;
 
 const VIRTUAL_PREFIX: &[u8] = b"user.keelfs.";
 
-/// May an attribute of this name exist here at all?
+/// May an attribute of this name, which is no access list, exist here at all?
 pub fn is_offered(name: &OsStr) -> bool {
     let name = name.as_bytes();
     name.starts_with(b"user.") || name.starts_with(b"trusted.") || words::virtual_name(name).is_some()
@@ -23,6 +29,9 @@ pub fn is_offered(name: &OsStr) -> bool {
 
 impl Call {
     pub async fn set_xattr(&self, ino: Ino, name: &OsStr, value: Bytes, flags: i32) -> Result<(), Errno> {
+        if let Some(kind) = AclKind::named(name.as_bytes()) {
+            return self.set_acl(ino, kind, value).await;
+        }
         let mode = translate::xattr_mode(flags)?;
         let set = words::set_attribute(ino, name.as_bytes(), &value, mode);
         let (command, body) = set.map_err(|refusal| of_refusal(&refusal))?;
@@ -31,9 +40,25 @@ impl Call {
     }
 
     pub async fn remove_xattr(&self, ino: Ino, name: &OsStr) -> Result<(), Errno> {
+        if let Some(kind) = AclKind::named(name.as_bytes()) {
+            return self.submit(Command::SetAcl { ino, kind, acl: None, keep_setgid: true }).await.map(drop);
+        }
         let command = words::remove_attribute(ino, name.as_bytes()).map_err(|refusal| of_refusal(&refusal))?;
         self.may_change(ino, name).await?;
         self.submit(command).await.map(drop)
+    }
+
+    /// An access list opens a file to others in the owning group's name, so it costs the setgid bit unless the caller may
+    /// act for that group. (The kernel's word on that comes with SETXATTR_EXT only.)
+    async fn set_acl(&self, ino: Ino, kind: AclKind, value: Bytes) -> Result<(), Errno> {
+        let keep_setgid = match kind {
+            AclKind::Access => {
+                let Attributes { mode, gid, .. } = self.attributes(ino).await?;
+                mode & libc::S_ISGID != 0 && caller::may_keep_setgid(self.tid, self.credentials, gid)
+            }
+            AclKind::Default => true,
+        };
+        self.submit(Command::SetAcl { ino, kind, acl: Some(value), keep_setgid }).await.map(drop)
     }
 
     /// The kernel keeps `user.*` off symbolic links, whose mode lets everybody write, and off sticky directories of others;

@@ -3,7 +3,7 @@
 //! A request of the kernel becomes a command or a query to the [`Volume`], in a task of its own, and the answer goes
 //! back from there. The files: [`adapter`] has one handler for each request, [`respond`] one way to answer them all;
 //! [`names`], [`contents`], [`attributes`], [`directory`] and [`locks`] say what a request means; [`translate`], [`errno`]
-//! and [`wire`] know the kernel's types; [`waiting`] keeps callers killable; [`handles`] counts opens; [`options`] and [`mounts`]
+//! and [`wire`] know the kernel's types; [`waiting`] keeps callers killable; [`caller`] knows their groups; [`handles`] counts opens; [`options`] and [`mounts`]
 //! mount.
 //!
 //! Absent on purpose: a cache. Whether a page, a name or an attribute may be kept is promise 1's to say, and without
@@ -22,6 +22,7 @@
 mod adapter;
 mod attributes;
 mod call;
+mod caller;
 mod contents;
 mod directory;
 mod errno;

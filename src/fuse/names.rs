@@ -10,9 +10,11 @@ use super::errno::{Kind, of_failure};
 use super::handles::Opened;
 use super::translate;
 use crate::fs::{
-    AttributeChanges, Attributes, Command, Credentials, FileKind, Ino, Name, NewNode, Place, Query, Refusal, RenameMode,
+    AclKind, AttributeChanges, Attributes, Command, Credentials, FileKind, Ino, Name, NewNode, Place, Query, Refusal,
+    RenameMode,
 };
 use crate::volume::{Failure, Freshness};
+use bytes::Bytes;
 use fuser::Errno;
 use std::ffi::OsStr;
 
@@ -34,10 +36,17 @@ impl Call {
         attributes_of(self.query(query).await?)
     }
 
-    pub async fn make(&self, parent: Ino, name: &OsStr, node: NewNode, mode: u32) -> Result<Attributes, Errno> {
+    /// `permissions`: mode and umask.
+    pub async fn make(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        node: NewNode,
+        permissions: (u32, u32),
+    ) -> Result<Attributes, Errno> {
         let name = translate::name(name)?;
-        let mode = translate::permissions(mode);
-        changed_attributes(self.submit(Command::Make { parent, name, node, mode }).await?)
+        let (mode, umask) = (translate::permissions(permissions.0), permissions.1);
+        changed_attributes(self.submit(Command::Make { parent, name, node, mode, umask }).await?)
     }
 
     pub async fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attributes, Errno> {
@@ -71,17 +80,17 @@ impl Call {
         }
     }
 
-    /// Make a file and open it; without `O_EXCL` an existing one will do.
+    /// Make a file and open it; without `O_EXCL` an existing one will do. `permissions`: mode and umask.
     pub async fn create(
         &self,
         parent: Ino,
         name: &OsStr,
-        mode: u32,
+        permissions: (u32, u32),
         flags: i32,
     ) -> Result<(Attributes, Opened), Errno> {
         let place = Place { parent, name: translate::name(name)? };
-        let mode = translate::permissions(mode);
-        let make = Command::Make { parent, name: place.name.clone(), node: NewNode::File, mode };
+        let (mode, umask) = (translate::permissions(permissions.0), permissions.1);
+        let make = Command::Make { parent, name: place.name.clone(), node: NewNode::File, mode, umask };
         match self.try_submit(make).await {
             Err(Failure::Refused(Refusal::NameTaken)) if flags & libc::O_EXCL == 0 => {
                 self.open_existing(&place, flags).await
@@ -100,7 +109,10 @@ impl Call {
     async fn open_existing(&self, place: &Place, flags: i32) -> Result<(Attributes, Opened), Errno> {
         let query = Query::Lookup { parent: place.parent, name: place.name.clone() };
         let found = self.query(query).await.and_then(attributes_of).map_err(|_| Errno::ESTALE)?;
-        if found.kind != FileKind::File || !may_plainly_open(&found, self.credentials, flags) {
+        if found.kind != FileKind::File
+            || !may_plainly_open(&found, self.credentials, flags)
+            || !(found.uid == self.credentials.uid || self.has_only_its_mode(&found).await?)
+        {
             return Err(Errno::ESTALE);
         }
         let opened = self.open(found.ino, flags).await?;
@@ -109,6 +121,16 @@ impl Call {
             _ => self.attributes(found.ino).await?,
         };
         Ok((attributes, opened))
+    }
+
+    /// Had this inode no access list when it had these attributes? `false` also if it has changed since.
+    async fn has_only_its_mode(&self, seen: &Attributes) -> Result<bool, Errno> {
+        let name = Bytes::from_static(AclKind::Access.name());
+        match self.query(Query::Xattr { ino: seen.ino, name }).await {
+            Err(Errno::ENODATA) => Ok(self.attributes(seen.ino).await?.change == seen.change),
+            Ok(_) => Ok(false),
+            Err(other) => Err(other),
+        }
     }
 
     /// Count an open, then look whether there is something to open.

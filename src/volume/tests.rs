@@ -154,7 +154,7 @@ async fn submit(volume: &Volume, command: Command, body: &str) -> Result<Reply, 
 }
 
 fn make() -> Command {
-    Command::Make { parent: Ino::ROOT, name: name("f"), node: NewNode::File, mode: 0o644 }
+    Command::Make { parent: Ino::ROOT, name: name("f"), node: NewNode::File, mode: 0o644, umask: 0 }
 }
 
 async fn make_file(volume: &Volume) -> Ino {

@@ -1,5 +1,6 @@
 //! What is in files, and what `setattr` changes: vectors of bytes, a hole being a byte that is not there.
 
+use super::acl::follow_mode;
 use super::{Naive, drop_privileges};
 use bytes::Bytes;
 use keelfs::fs::*;
@@ -41,7 +42,7 @@ impl Naive {
             }
             (None, Expected::Version(version)) if version.0 > 0 => return Err(Refusal::NoSuchName),
             (None, _) => {
-                let ino = self.create(parent, name, FileKind::File, mode);
+                let ino = self.create(parent, name, FileKind::File, (mode, 0));
                 // no wish leaves what the directory gave
                 let wish = if expiry == ExpiryChange::Clear { ExpiryChange::Keep } else { expiry };
                 self.set_deadline(ino, wish);
@@ -119,6 +120,9 @@ impl Naive {
             drop_privileges(node);
         }
         node.mode = changes.mode.map_or(node.mode, |mode| mode & 0o7777);
+        if changes.mode.is_some() {
+            follow_mode(node);
+        }
         node.uid = changes.uid.unwrap_or(node.uid);
         node.gid = changes.gid.unwrap_or(node.gid);
         (node.atime, node.mtime) = (time(changes.atime, node.atime), time(changes.mtime, node.mtime));

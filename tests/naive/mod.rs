@@ -1,5 +1,6 @@
 //! A file system as one would write it on a slate: bytes in vectors, names in lists, everything searched from the start.
 
+mod acl;
 mod compare;
 mod contents;
 pub mod pick;
@@ -143,7 +144,7 @@ impl Naive {
                 self.end(self.session);
                 Ok(Reply::Done)
             }
-            Command::Make { parent, name, node, mode } => {
+            Command::Make { parent, name, node, mode, umask } => {
                 self.free_name(parent, &name)?;
                 let kind = match &node {
                     NewNode::File => FileKind::File,
@@ -152,7 +153,7 @@ impl Naive {
                     NewNode::Fifo => FileKind::Fifo,
                     other => panic!("not made here: {other:?}"),
                 };
-                let ino = self.create(parent, name, kind, mode);
+                let ino = self.create(parent, name, kind, (mode, umask));
                 if let NewNode::Symlink { target } = node {
                     self.node(ino)?.target = target;
                 }
@@ -222,6 +223,7 @@ impl Naive {
                 self.node(ino)?.xattrs.remove(&name).ok_or(Refusal::NoSuchXattr)?;
                 self.done(ino)
             }
+            Command::SetAcl { ino, kind, acl, keep_setgid } => self.set_acl(ino, kind, acl.as_ref(), keep_setgid),
             Command::SetReplaceIf { ino, version } => match self.node(ino)? {
                 node if node.kind == FileKind::Directory => Err(Refusal::IsDirectory),
                 node => {
@@ -372,16 +374,17 @@ impl Naive {
         }
     }
 
-    fn create(&mut self, parent: Ino, name: Name, kind: FileKind, mode: u32) -> Ino {
-        let ino = self.bear(parent, kind, mode);
+    fn create(&mut self, parent: Ino, name: Name, kind: FileKind, permissions: (u32, u32)) -> Ino {
+        let ino = self.bear(parent, kind, permissions);
         self.enter(parent, name, ino);
         ino
     }
 
-    fn bear(&mut self, parent: Ino, kind: FileKind, mode: u32) -> Ino {
+    fn bear(&mut self, parent: Ino, kind: FileKind, (mode, umask): (u32, u32)) -> Ino {
         let ino = Ino(self.next_ino);
         self.next_ino += 1;
         let mut node = self.blank(kind, if kind == FileKind::Symlink { 0o777 } else { mode & 0o7777 });
+        self.inherit(parent, &mut node, umask);
         let directory = &self.nodes[&parent];
         if directory.mode & 0o2000 != 0 {
             node.gid = directory.gid;
@@ -479,7 +482,7 @@ impl Naive {
             (Some(_), None) => return Err(Refusal::NoSuchName),
             (Some(version), Some(t)) => self.expect_version(t, version)?,
         }
-        let whiteout = (mode == RenameMode::Whiteout).then(|| self.bear(from.parent, FileKind::CharDevice, 0));
+        let whiteout = (mode == RenameMode::Whiteout).then(|| self.bear(from.parent, FileKind::CharDevice, (0, 0)));
         self.move_names(&from, &to, source, target, exchange, whiteout);
         Ok(Reply::Done)
     }

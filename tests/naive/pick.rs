@@ -66,6 +66,7 @@ impl Naive {
             | Command::SetAttributes { ino, .. }
             | Command::SetXattr { ino, .. }
             | Command::RemoveXattr { ino, .. }
+            | Command::SetAcl { ino, .. }
             | Command::SetExpiry { ino, .. }
             | Command::SetDefaultTtl { ino, .. }
             | Command::SetEphemeral { ino, .. } => self.resolve_ino(ino),

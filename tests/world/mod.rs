@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod acl;
+
 use bytes::Bytes;
 use keelfs::codec;
 use keelfs::fs::*;

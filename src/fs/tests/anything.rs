@@ -51,6 +51,30 @@ fn changes() -> impl Strategy<Value = AttributeChanges> {
         .prop_map(|(mode, uid, gid, size, atime, mtime)| AttributeChanges { mode, uid, gid, size, atime, mtime })
 }
 
+/// Valid ones of all sorts, and some with a byte changed.
+fn acl() -> impl Strategy<Value = Bytes> {
+    let bits = || 0..8_u16;
+    let named = || proptest::collection::vec((0..3_u32, bits()), 0..3);
+    let damage = proptest::option::weighted(0.1, (0..40_usize, any::<u8>()));
+    (bits(), named(), bits(), named(), proptest::option::of(bits()), bits(), damage).prop_map(
+        |(owner, users, group, groups, mask, others, damage)| {
+            let mask = mask.or(if users.is_empty() && groups.is_empty() { None } else { Some(5) });
+            let mut list = vec![(1, owner, u32::MAX)];
+            list.extend(users.into_iter().map(|(id, bits)| (2, bits, id)));
+            list.push((4, group, u32::MAX));
+            list.extend(groups.into_iter().map(|(id, bits)| (8, bits, id)));
+            list.extend(mask.map(|mask| (16, mask, u32::MAX)));
+            list.push((32, others, u32::MAX));
+            let mut bytes = acl::encode(&list);
+            if let Some((at, byte)) = damage {
+                let at = at % bytes.len();
+                bytes[at] = byte;
+            }
+            bytes.into()
+        },
+    )
+}
+
 fn range() -> impl Strategy<Value = LockRange> {
     (number(), number()).prop_map(|(start, end)| LockRange { start, end })
 }
@@ -69,8 +93,8 @@ fn names() -> Vec<BoxedStrategy<Command>> {
         RenameMode::Whiteout,
     ]);
     let make = || {
-        (ino(), at(), node(), any::<u32>())
-            .prop_map(|(parent, name, node, mode)| Command::Make { parent, name, node, mode })
+        (ino(), at(), node(), any::<u32>(), any::<u32>())
+            .prop_map(|(parent, name, node, mode, umask)| Command::Make { parent, name, node, mode, umask })
             .boxed()
     };
     let rename = || {
@@ -142,6 +166,7 @@ fn contents() -> Vec<BoxedStrategy<Command>> {
 
 fn marks() -> Vec<BoxedStrategy<Command>> {
     let xattr_mode = prop_oneof![Just(XattrMode::Any), Just(XattrMode::Create), Just(XattrMode::Replace)];
+    let acl_kind = prop_oneof![Just(AclKind::Access), Just(AclKind::Default)];
     let version = proptest::option::of(number().prop_map(LogIndex));
     let lock_mode = prop_oneof![Just(LockMode::Shared), Just(LockMode::Exclusive), Just(LockMode::Unlock)];
     vec![
@@ -149,6 +174,9 @@ fn marks() -> Vec<BoxedStrategy<Command>> {
             .prop_map(|(ino, name, value, mode)| Command::SetXattr { ino, name, value, mode })
             .boxed(),
         (ino(), short()).prop_map(|(ino, name)| Command::RemoveXattr { ino, name }).boxed(),
+        (ino(), acl_kind, proptest::option::weighted(0.9, acl()), any::<bool>())
+            .prop_map(|(ino, kind, acl, keep_setgid)| Command::SetAcl { ino, kind, acl, keep_setgid })
+            .boxed(),
         (ino(), version).prop_map(|(ino, version)| Command::SetReplaceIf { ino, version }).boxed(),
         (ino(), expiry()).prop_map(|(ino, expiry)| Command::SetExpiry { ino, expiry }).boxed(),
         (ino(), proptest::option::of(number()))
@@ -287,7 +315,7 @@ fn pieces_of_a_large_state_are_bounded() {
     for n in 0..1500_u64 {
         let name = Name::new(format!("{n:0>255}").as_bytes()).unwrap();
         let target = Bytes::from(vec![b'x'; 4095]);
-        apply(Command::Make { parent: Ino::ROOT, name, node: NewNode::Symlink { target }, mode: 0 });
+        apply(Command::Make { parent: Ino::ROOT, name, node: NewNode::Symlink { target }, mode: 0, umask: 0 });
         apply(Command::Write { ino: file, offset: n * 2, length: 1 });
         if n < 60 {
             let (name, value) = (Bytes::from(format!("user.{n}")), Bytes::from(vec![1; 65_536]));

@@ -23,7 +23,7 @@ fn a_refusal_is_kept_like_any_reply() {
     let unlink = Command::Unlink { parent: Ino::ROOT, name: name("f"), expected: None };
     let unlink = request(play.session, 10, 1, USER, unlink);
     assert_eq!(play.put(&unlink, 0), Err(Refusal::NoSuchName));
-    let make = Command::Make { parent: Ino::ROOT, name: name("f"), node: NewNode::File, mode: 0 };
+    let make = Command::Make { parent: Ino::ROOT, name: name("f"), node: NewNode::File, mode: 0, umask: 0 };
     play.put(&request(play.session, 11, 1, USER, make), 0).unwrap();
     assert_eq!(play.put(&unlink, 0), Err(Refusal::NoSuchName));
     assert!(play.at("f").is_ok());

@@ -8,7 +8,7 @@ use super::*;
 const COMMANDS: &str = include_str!("commands.hex");
 const ITEMS: &str = include_str!("items.hex");
 const OUTCOMES: &str = include_str!("outcomes.hex");
-const STATE_HASH: &str = "2ca208e36f486b7f1c2fc14c8e43ec36";
+const STATE_HASH: &str = "0ac3770605caea20f0e21b95139a0b54";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -38,7 +38,7 @@ fn about_sessions() -> Vec<Command> {
 
 fn about_names() -> Vec<Command> {
     let (parent, name) = (Ino::ROOT, name("a"));
-    let make = |node| Command::Make { parent, name: name.clone(), node, mode: 0o644 };
+    let make = |node| Command::Make { parent, name: name.clone(), node, mode: 0o644, umask: 0o22 };
     let rename = |mode, replaced| Command::Rename {
         from: place((Ino(2), "x")),
         to: place((Ino(3), "y")),
@@ -102,6 +102,8 @@ fn about_attributes() -> Vec<Command> {
         set(XattrMode::Create),
         set(XattrMode::Replace),
         Command::RemoveXattr { ino, name: name.clone() },
+        Command::SetAcl { ino, kind: AclKind::Access, acl: Some(value.clone()), keep_setgid: true },
+        Command::SetAcl { ino, kind: AclKind::Default, acl: None, keep_setgid: false },
         Command::SetReplaceIf { ino, version: Some(LogIndex(1)) },
         Command::SetExpiry { ino, expiry: ExpiryChange::Clear },
         Command::SetDefaultTtl { ino, ttl_ns: Some(1) },
@@ -137,6 +139,8 @@ fn requests_in_old_logs_are_read() {
 fn sample() -> State {
     let mut play = Play::new();
     let directory = play.directory("d");
+    let acl = Some(acl::list("u::7 u:5:6 g::5 m::7 o::4"));
+    play.run(Command::SetAcl { ino: directory, kind: AclKind::Default, acl, keep_setgid: true }).unwrap();
     let file = play.make_in(directory, "f", NewNode::File);
     play.write(file, 7, 9);
     play.make_in(directory, "l", NewNode::Symlink { target: Bytes::from_static(b"f") });

@@ -9,6 +9,7 @@
     clippy::arithmetic_side_effects
 )]
 
+mod acl;
 mod anything;
 mod bytes;
 mod endings;
@@ -96,7 +97,7 @@ impl Play {
     }
 
     fn make_in(&mut self, parent: Ino, at: &str, node: NewNode) -> Ino {
-        let made = self.run(Command::Make { parent, name: name(at), node, mode: 0o755 });
+        let made = self.run(Command::Make { parent, name: name(at), node, mode: 0o755, umask: 0 });
         attributes(made).ino
     }
 

@@ -118,7 +118,7 @@ fn a_removed_directory_takes_no_entries() {
     let directory = play.directory("d");
     let file = play.file("f");
     play.run(Command::RemoveDirectory { parent: Ino::ROOT, name: name("d"), expected: None }).unwrap();
-    let make = Command::Make { parent: directory, name: name("x"), node: NewNode::File, mode: 0o644 };
+    let make = Command::Make { parent: directory, name: name("x"), node: NewNode::File, mode: 0o644, umask: 0 };
     assert_eq!(play.run(make), Err(Refusal::NoSuchName));
     assert_eq!(play.rename((Ino::ROOT, "f"), (directory, "x"), REPLACE), Err(Refusal::NoSuchName));
     let link = Command::Link { ino: file, parent: directory, name: name("x") };

@@ -105,7 +105,7 @@ fn a_body_of_another_length_is_refused() {
     let before = tree(&play.state);
     let write = request(play.session, 10, 1, USER, Command::Write { ino: file, offset: 0, length: 4 });
     assert_eq!(play.put(&write, 5), Err(Refusal::Invalid));
-    let make = Command::Make { parent: Ino::ROOT, name: name("g"), node: NewNode::File, mode: 0 };
+    let make = Command::Make { parent: Ino::ROOT, name: name("g"), node: NewNode::File, mode: 0, umask: 0 };
     assert_eq!(play.put(&request(play.session, 11, 1, USER, make), 1), Err(Refusal::Invalid));
     assert_eq!(tree(&play.state), before);
 }
