@@ -192,7 +192,7 @@ fn attribute_command() -> BoxedStrategy<Command> {
     let mode = prop::option::weighted(0.3, prop::sample::select(vec![0o600, 0o4755, 0o2644, 0o2755]));
     let changes = (mode, option(), option(), prop::option::weighted(0.4, at()), time(), time())
         .prop_map(|(mode, uid, gid, size, atime, mtime)| AttributeChanges { mode, uid, gid, size, atime, mtime });
-    let xattr = || prop::sample::select(vec!["user.a", "user.b"]).prop_map(Bytes::from);
+    let xattr = || prop::sample::select(vec!["user.a", "user.b", "security.capability"]).prop_map(Bytes::from);
     let value = prop::sample::select(vec!["", "1", "two"]).prop_map(Bytes::from);
     let acl_kind = prop::sample::select(vec![AclKind::Access, AclKind::Default]);
     let flag = prop::sample::select(vec![XattrMode::Any, XattrMode::Create, XattrMode::Replace]);

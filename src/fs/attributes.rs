@@ -21,6 +21,9 @@ impl State {
         if *changes != AttributeChanges::default() {
             self.amend(cause, ino, |inode| amend_attributes(inode, cause, changes));
         }
+        if changes.uid.is_some() || changes.gid.is_some() {
+            self.drop_capabilities(ino);
+        }
         if changes.mode.is_some() {
             self.follow_mode(ino);
         }
@@ -32,7 +35,7 @@ impl State {
 /// command sets the mode.
 fn amend_attributes(inode: &mut Inode, cause: &Cause, changes: &AttributeChanges) {
     if (changes.uid.is_some() || changes.gid.is_some()) && !inode.is_directory() {
-        inode.drop_privileges();
+        inode.drop_privileges(cause.who);
     }
     inode.mode = changes.mode.map_or(inode.mode, |mode| mode & MODE_BITS);
     inode.uid = changes.uid.unwrap_or(inode.uid);

@@ -91,6 +91,13 @@ impl State {
             }
             stamp_content(inode, cause);
         });
+        self.drop_capabilities(ino);
+    }
+
+    /// Space is not reserved, but who asks for it is taken to be about to write.
+    pub(super) fn prepare(&mut self, cause: &Cause, ino: Ino) {
+        self.amend(cause, ino, |inode| drop_privileges(inode, cause));
+        self.drop_capabilities(ino);
     }
 
     // --- extents
@@ -154,7 +161,12 @@ fn stamp_content(inode: &mut Inode, cause: &Cause) {
     inode.change = cause.index;
     inode.mtime = cause.wall;
     inode.ctime = cause.wall;
+    drop_privileges(inode, cause);
+}
+
+/// Root may write a program without taking its rights from it.
+fn drop_privileges(inode: &mut Inode, cause: &Cause) {
     if cause.who.uid != 0 {
-        inode.drop_privileges();
+        inode.drop_privileges(cause.who);
     }
 }

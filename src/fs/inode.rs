@@ -152,10 +152,12 @@ impl Inode {
         if self.is_named() && self.entries() == 0 { self.deadline } else { None }
     }
 
-    /// What a changed content or owner does to the bits that give the file's own rights to whoever runs it.
-    pub(super) fn drop_privileges(&mut self) {
+    /// What a changed content or owner does to the bits that give the file's own rights to whoever runs it: setuid goes,
+    /// and setgid if the group may execute, or if who changes the file could not have set it (Linux, fs/attr.c,
+    /// `setattr_should_drop_sgid`). Of supplementary groups nothing is known here, so they do not keep the bit.
+    pub(super) fn drop_privileges(&mut self, who: Credentials) {
         self.mode &= !SETUID;
-        if self.mode & GROUP_EXECUTE != 0 {
+        if self.mode & GROUP_EXECUTE != 0 || (who.uid != 0 && who.gid != self.gid) {
             self.mode &= !SETGID;
         }
     }

@@ -66,3 +66,4 @@ pub use query::*;
 pub use reply::*;
 pub use state::{Broken, State};
 pub use types::*;
+pub use xattrs::CAPABILITIES;

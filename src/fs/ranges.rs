@@ -26,7 +26,7 @@ impl State {
         let end = sound_end(offset, length)?;
         match mode {
             AllocateMode::Extend if end > size => self.resize(cause, ino, end),
-            AllocateMode::Extend | AllocateMode::KeepSize => {}
+            AllocateMode::Extend | AllocateMode::KeepSize => self.prepare(cause, ino),
             AllocateMode::PunchHole | AllocateMode::ZeroRange { keep_size: true } => {
                 self.zero(cause, ino, (offset, end), size);
             }

@@ -6,6 +6,9 @@ use crate::limits::{XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX, XATTRS_BYTES_MA
 use bytes::Bytes;
 use state::Cause;
 
+/// The attribute that holds a program's file capabilities; a kernel judges by it when the program is started.
+pub const CAPABILITIES: &[u8] = b"security.capability";
+
 impl State {
     pub(super) fn set_xattr(
         &mut self,
@@ -65,6 +68,13 @@ impl State {
         let now = self.inodes.get(&ino).map_or(0, |inode| inode.xattr_bytes);
         let freed = self.xattrs.get(&(ino, Bytes::copy_from_slice(name))).map_or(0, |old| item_bytes(name, old));
         now.saturating_sub(freed).saturating_add(value.map_or(0, |value| item_bytes(name, value)))
+    }
+
+    /// A program that is changed or given away loses its file capabilities, whoever does it (capabilities(7)).
+    pub(super) fn drop_capabilities(&mut self, ino: Ino) {
+        if self.xattrs.contains(&(ino, Bytes::from_static(CAPABILITIES))) {
+            self.put_xattr(ino, CAPABILITIES, None);
+        }
     }
 
     /// An inode's stored attributes, by name.

@@ -1,8 +1,7 @@
 //! Extended attributes and symbolic links' targets.
 //!
-//! `user.*` and `trusted.*` are stored, `user.keelfs.*` (alias `keelfs.*`) are the virtual ones. `security.*` is refused
-//! with `EOPNOTSUPP`: to store what nobody enforces would be a lie. The kernel asks for `security.capability` often, so
-//! the refusal is given without asking anyone.
+//! `user.*`, `trusted.*` and `security.capability` are stored, `user.keelfs.*` (alias `keelfs.*`) are the virtual ones. Other
+//! names of `security.*` and `system.*` are refused with `EOPNOTSUPP`: to store what nobody enforces would be a lie.
 //!
 //! `system.posix_acl_access` and `_default` are access control lists. The kernel checks who may set them and that they are
 //! valid, asks for them anew at each access check of another user than the owner, and judges by them. Cost: that question
@@ -13,7 +12,7 @@ use super::call::{Call, bytes_of};
 use super::caller;
 use super::errno::of_refusal;
 use super::translate;
-use crate::fs::{AclKind, Attributes, Command, FileKind, Ino, Query, words};
+use crate::fs::{AclKind, Attributes, CAPABILITIES, Command, FileKind, Ino, Query, words};
 use bytes::Bytes;
 use fuser::Errno;
 use std::ffi::OsStr;
@@ -24,7 +23,8 @@ const VIRTUAL_PREFIX: &[u8] = b"user.keelfs.";
 /// May an attribute of this name, which is no access list, exist here at all?
 pub fn is_offered(name: &OsStr) -> bool {
     let name = name.as_bytes();
-    name.starts_with(b"user.") || name.starts_with(b"trusted.") || words::virtual_name(name).is_some()
+    let stored = name.starts_with(b"user.") || name.starts_with(b"trusted.") || name == CAPABILITIES;
+    stored || words::virtual_name(name).is_some()
 }
 
 impl Call {

@@ -5,12 +5,19 @@
 
 use crate::fs::Credentials;
 
+/// capabilities(7): do what otherwise the owner of a file may.
+const CAP_FOWNER: u64 = 1 << 3;
 /// capabilities(7): keep the setgid bit of what belongs to a group that one is not in.
 const CAP_FSETID: u64 = 1 << 4;
 
 /// May the caller leave the setgid bit on a file of this group? The kernel's `in_group_or_capable`.
 pub fn may_keep_setgid(tid: u32, credentials: Credentials, gid: u32) -> bool {
     credentials.gid == gid || Standing::of(tid).is_some_and(|standing| standing.keeps_setgid(gid))
+}
+
+/// May the caller do with a file what its owner may?
+pub fn acts_as_owner(tid: u32) -> bool {
+    Standing::of(tid).is_some_and(|standing| standing.capabilities & CAP_FOWNER != 0)
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -73,5 +80,6 @@ mod tests {
         assert!(!may_keep_setgid(0, credentials, 8));
         assert!(!may_keep_setgid(u32::MAX, credentials, 8));
         assert!(is_of_our_user_namespace(std::process::id()));
+        assert!(!acts_as_owner(0));
     }
 }

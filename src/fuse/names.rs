@@ -6,6 +6,7 @@
 //! know is looked up linearizably at once: it may have just been made on another node.
 
 use super::call::{Call, attributes_of, changed_attributes};
+use super::caller;
 use super::errno::{Kind, of_failure};
 use super::handles::Opened;
 use super::translate;
@@ -56,10 +57,11 @@ impl Call {
 
     pub async fn remove(&self, parent: Ino, name: &OsStr, removal: Removal) -> Result<(), Errno> {
         let place = Place { parent, name: translate::name(name)? };
-        let mut expected = Some(self.glance(&place).await?);
+        let mut seen = self.glance(&place).await?;
         loop {
-            match self.try_submit(remove_command(&place, expected, removal)).await {
-                Err(Failure::Refused(Refusal::Raced)) if !self.is_late() => expected = Some(self.sight(&place).await?),
+            self.may_remove(parent, &seen).await?;
+            match self.try_submit(remove_command(&place, Some(seen.ino), removal)).await {
+                Err(Failure::Refused(Refusal::Raced)) if !self.is_late() => seen = self.sight(&place).await?,
                 outcome => return outcome.map(drop).map_err(|failure| of_failure(&failure, Kind::Change)),
             }
         }
@@ -69,7 +71,13 @@ impl Call {
         let mut moved = self.glance(&from).await?;
         let mut replaced = self.replaced(&to, mode, Look::Near).await?;
         loop {
-            let command = Command::Rename { from: from.clone(), to: to.clone(), mode, moved: Some(moved), replaced };
+            self.may_remove(from.parent, &moved).await?;
+            if let Some(Some(replaced)) = &replaced {
+                self.may_remove(to.parent, replaced).await?;
+            }
+            let seen = (Some(moved.ino), replaced.map(|there| there.map(|found| found.ino)));
+            let places = (from.clone(), to.clone());
+            let command = Command::Rename { from: places.0, to: places.1, mode, moved: seen.0, replaced: seen.1 };
             match self.try_submit(command).await {
                 Err(Failure::Refused(Refusal::Raced)) if !self.is_late() => {
                     moved = self.sight(&from).await?;
@@ -155,36 +163,52 @@ impl Call {
         self.mounted.handles.open(ino).ok_or(Errno::ESTALE)
     }
 
-    /// The inode at a name as the nearest state has it, or as it truly is if that knows none.
-    async fn glance(&self, place: &Place) -> Result<Ino, Errno> {
+    /// In a sticky directory the kernel has judged by the file that it saw at the name. If there is one of somebody else
+    /// now, that is another file: `ESTALE` sends the kernel to look and judge again.
+    async fn may_remove(&self, directory: Ino, file: &Attributes) -> Result<(), Errno> {
+        let caller = self.credentials.uid;
+        if caller == 0 || caller == file.uid {
+            return Ok(());
+        }
+        let answer = self.volume().peek(Query::Attributes { ino: directory }, self.deadline).await;
+        let directory = attributes_of(answer.map_err(|failure| of_failure(&failure, Kind::Change))?)?;
+        let is_open_to_all = directory.mode & libc::S_ISVTX == 0;
+        match is_open_to_all || caller == directory.uid || caller::acts_as_owner(self.tid) {
+            true => Ok(()),
+            false => Err(Errno::ESTALE),
+        }
+    }
+
+    /// What is at a name as the nearest state has it, or as it truly is if that knows nothing.
+    async fn glance(&self, place: &Place) -> Result<Attributes, Errno> {
         match self.near(place).await {
-            Some(ino) => Ok(ino),
+            Some(found) => Ok(found),
             None => self.sight(place).await,
         }
     }
 
-    async fn near(&self, place: &Place) -> Option<Ino> {
+    async fn near(&self, place: &Place) -> Option<Attributes> {
         let query = Query::Lookup { parent: place.parent, name: place.name.clone() };
         let answer = self.volume().peek(query, self.deadline).await.ok()?;
-        attributes_of(answer).ok().map(|attributes| attributes.ino)
+        attributes_of(answer).ok()
     }
 
-    /// The inode at a name now. A change was asked for, so a missing majority is a change's.
-    async fn sight(&self, place: &Place) -> Result<Ino, Errno> {
+    /// What is at a name now. A change was asked for, so a missing majority is a change's.
+    async fn sight(&self, place: &Place) -> Result<Attributes, Errno> {
         let query = Query::Lookup { parent: place.parent, name: place.name.clone() };
         let answer = self.try_query(query).await.map_err(|failure| of_failure(&failure, Kind::Change))?;
-        Ok(attributes_of(answer)?.ino)
+        attributes_of(answer)
     }
 
     /// What a rename expects at its target; `NoReplace` expects nothing, and apply says so itself.
-    async fn replaced(&self, to: &Place, mode: RenameMode, look: Look) -> Result<Option<Option<Ino>>, Errno> {
+    async fn replaced(&self, to: &Place, mode: RenameMode, look: Look) -> Result<Option<Option<Attributes>>, Errno> {
         match (mode, look) {
             (RenameMode::NoReplace, _) => Ok(None),
             (RenameMode::Exchange, Look::Near) => Ok(Some(Some(self.glance(to).await?))),
             (RenameMode::Exchange, Look::True) => Ok(Some(Some(self.sight(to).await?))),
             (RenameMode::Replace | RenameMode::Whiteout, Look::Near) => Ok(Some(self.near(to).await)),
             (RenameMode::Replace | RenameMode::Whiteout, Look::True) => match self.sight(to).await {
-                Ok(ino) => Ok(Some(Some(ino))),
+                Ok(found) => Ok(Some(Some(found))),
                 Err(Errno::ENOENT) => Ok(Some(None)),
                 Err(other) => Err(other),
             },

@@ -57,7 +57,7 @@ impl DirectWrites {
         state.next += 1;
         state.bytes += data.len();
         state.writes.entry(ino).or_default().push(DirectWrite { id, offset, data, is_answered: false });
-        Sent { writes: self, ino, id }
+        Sent { writes: self, ino, id, is_answered: false }
     }
 
     fn answered(&self, ino: Ino, id: u64) {
@@ -127,19 +127,22 @@ pub struct Sent<'a> {
     writes: &'a DirectWrites,
     ino: Ino,
     id: u64,
+    is_answered: bool,
 }
 
 impl Sent<'_> {
     /// The kernel is about to be told of the write's success.
-    pub fn answered(self) {
+    pub fn answered(mut self) {
+        self.is_answered = true;
         self.writes.answered(self.ino, self.id);
-        std::mem::forget(self);
     }
 }
 
 impl Drop for Sent<'_> {
     fn drop(&mut self) {
-        self.writes.state.lock().remove(self.ino, self.id);
+        if !self.is_answered {
+            self.writes.state.lock().remove(self.ino, self.id);
+        }
     }
 }
 

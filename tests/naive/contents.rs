@@ -60,7 +60,11 @@ impl Naive {
         }
         match mode {
             AllocateMode::Extend if end > size => bytes.resize(end, None),
-            AllocateMode::Extend | AllocateMode::KeepSize => return self.shown(ino),
+            AllocateMode::Extend | AllocateMode::KeepSize => {
+                self.touch(ino);
+                self.shed(ino);
+                return self.shown(ino);
+            }
             AllocateMode::PunchHole | AllocateMode::ZeroRange { .. } => {
                 if mode == (AllocateMode::ZeroRange { keep_size: false }) {
                     bytes.resize(size.max(end), None);
@@ -115,9 +119,13 @@ impl Naive {
             Some(TimeChange::Now) => wall,
             Some(TimeChange::To(time)) => time,
         };
+        let who = self.who;
         let node = self.node(ino)?;
-        if (changes.uid.is_some() || changes.gid.is_some()) && node.kind != FileKind::Directory {
-            drop_privileges(node);
+        if changes.uid.is_some() || changes.gid.is_some() {
+            node.xattrs.remove(CAPABILITIES);
+            if node.kind != FileKind::Directory {
+                drop_privileges(node, who);
+            }
         }
         node.mode = changes.mode.map_or(node.mode, |mode| mode & 0o7777);
         if changes.mode.is_some() {

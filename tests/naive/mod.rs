@@ -327,11 +327,21 @@ impl Naive {
     /// The content, or the entries, changed.
     fn renew(&mut self, ino: Ino) {
         self.touch(ino);
-        let (index, wall, uid) = (self.index, self.wall, self.who.uid);
+        let (index, wall) = (self.index, self.wall);
         let Some(node) = self.nodes.get_mut(&ino) else { return };
         (node.version, node.mtime) = (index, wall);
-        if uid != 0 && node.kind == FileKind::File {
-            drop_privileges(node);
+        if node.kind == FileKind::File {
+            self.shed(ino);
+        }
+    }
+
+    /// A changed file loses what gives it rights of its own.
+    fn shed(&mut self, ino: Ino) {
+        let who = self.who;
+        let Some(node) = self.nodes.get_mut(&ino) else { return };
+        node.xattrs.remove(CAPABILITIES);
+        if who.uid != 0 {
+            drop_privileges(node, who);
         }
     }
 
@@ -598,8 +608,9 @@ impl Naive {
     }
 }
 
-fn drop_privileges(node: &mut Node) {
-    node.mode &= if node.mode & 0o010 != 0 { !0o6000 } else { !0o4000 };
+fn drop_privileges(node: &mut Node, who: Credentials) {
+    let setgid_goes = node.mode & 0o010 != 0 || who.uid != 0 && who.gid != node.gid;
+    node.mode &= if setgid_goes { !0o6000 } else { !0o4000 };
 }
 
 fn nanos(time: Timestamp) -> i128 {
