@@ -294,7 +294,7 @@ impl Exerciser {
             if size != self.model.len() as u64 {
                 return Err(format!("the size {side} is {size}, expected {}", self.model.len()));
             }
-            if (number % 16 == 0 || number + 1 == operations)
+            if (number.is_multiple_of(16) || number + 1 == operations)
                 && let Some(difference) = difference(&content(file), &self.model)
             {
                 return Err(format!("the content {side}: {difference}"));

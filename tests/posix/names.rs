@@ -46,7 +46,7 @@ fn one_winner(ground: &Ground, name: &str, create: impl Fn(&Path, usize) -> std:
     let start = Barrier::new(CONTENDERS);
     let winners: usize = std::thread::scope(|scope| {
         let contender = |number: usize| {
-            let path = if number % 2 == 0 { ground.here.join(name) } else { ground.there.join(name) };
+            let path = if number.is_multiple_of(2) { ground.here.join(name) } else { ground.there.join(name) };
             let (start, create) = (&start, &create);
             scope.spawn(move || {
                 start.wait();
