@@ -47,7 +47,8 @@ fn append_records(path: &Path, appender: usize) {
 }
 
 fn record(appender: usize, number: usize) -> Vec<u8> {
-    let length = if number.is_multiple_of(8) { RECORD_MAX } else { HEADER + (number * 7919 + appender * 104_729) % 60_000 };
+    let length =
+        if number.is_multiple_of(8) { RECORD_MAX } else { HEADER + (number * 7919 + appender * 104_729) % 60_000 };
     let mut record: Vec<u8> = [appender, number, length].iter().flat_map(|n| (*n as u32).to_le_bytes()).collect();
     record.extend(pattern(length - HEADER, appender * 100 + number));
     record
