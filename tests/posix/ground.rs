@@ -17,18 +17,6 @@ pub struct Ground {
     skipped: Mutex<Option<String>>,
 }
 
-pub struct Place;
-
-impl Place {
-    pub fn describe(places: &[PathBuf]) -> String {
-        let named: Vec<String> = places.iter().map(|path| path.display().to_string()).collect();
-        match named.as_slice() {
-            [one] => format!("{one} (one directory: both sides are the same mount)"),
-            _ => format!("{} (two mounts)", named.join(" and ")),
-        }
-    }
-}
-
 impl Ground {
     /// Short names: a socket's path has 108 bytes.
     pub fn new(places: &[PathBuf], number: usize) -> Ground {

@@ -33,7 +33,7 @@ mod system;
 mod writing;
 
 use common::Cluster;
-use ground::{Ground, Place};
+use ground::Ground;
 use std::any::type_name;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -147,8 +147,7 @@ fn run_all(chosen: &[Check]) -> bool {
     let (mut held, mut failed, mut skipped) = (0, 0, 0);
     let begun = Instant::now();
     for (number, check) in chosen.iter().enumerate() {
-        let verdict = run(&places, number, check);
-        match verdict {
+        match run(&places, number, check) {
             Verdict::Held => held += 1,
             Verdict::Failed => failed += 1,
             Verdict::Skipped => skipped += 1,
@@ -211,16 +210,20 @@ fn panics() -> String {
 /// The directories to look at: those that the environment names, or two mounts of a new cluster.
 fn places() -> (Vec<PathBuf>, Option<Cluster>) {
     let named = std::env::var("KEELFS_POSIX_DIRS").unwrap_or_default();
-    let named: Vec<PathBuf> = named.split(':').filter(|name| !name.is_empty()).map(PathBuf::from).collect();
-    match named.len() {
-        0 => {
+    let named: Vec<PathBuf> = named.split(':').filter(|name| !name.is_empty()).map(directory).collect();
+    match named.as_slice() {
+        [] => {
             let cluster = Cluster::start(5, [1, 2]);
-            (vec![cluster.at(1).to_owned(), cluster.at(2).to_owned()], Some(cluster))
+            return (vec![cluster.at(1).to_owned(), cluster.at(2).to_owned()], Some(cluster));
         }
-        1 | 2 => {
-            println!("posix: {}", Place::describe(&named));
-            (named, None)
-        }
-        more => panic!("KEELFS_POSIX_DIRS names {more} directories; it takes one or two, with a colon between them"),
+        [one] => println!("posix: {} (one directory: both sides are the same mount)", one.display()),
+        [one, other] => println!("posix: {} and {} (two mounts)", one.display(), other.display()),
+        more => panic!("KEELFS_POSIX_DIRS names {} directories; it takes DIR or DIR:DIR", more.len()),
     }
+    (named, None)
+}
+
+/// With its whole path, because some checks start programs in other directories.
+fn directory(name: &str) -> PathBuf {
+    PathBuf::from(name).canonicalize().unwrap_or_else(|e| panic!("KEELFS_POSIX_DIRS: cannot use {name}: {e}"))
 }
