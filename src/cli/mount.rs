@@ -22,9 +22,23 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often we look whether a mount has come, or gone.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Options of mount(8) that are not for us: they steer mount(8) and the boot, or say what is so anyway.
-const NOT_OURS: [&str; 12] = [
-    "defaults", "auto", "noauto", "user", "nouser", "_netdev", "nofail", "async", "noatime", "relatime", "suid", "dev",
+const NOT_OURS: [&str; 13] = [
+    "default_permissions",
+    "defaults",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "_netdev",
+    "nofail",
+    "async",
+    "noatime",
+    "relatime",
+    "suid",
+    "dev",
 ];
+
+const REMOUNT: &str = "remount";
 
 /// `keelfs mount`
 pub fn mount(args: MountArgs, output: Output) -> CliResult {
@@ -32,6 +46,9 @@ pub fn mount(args: MountArgs, output: Output) -> CliResult {
         leave_session()?;
     }
     let dir = mounts::absolute(&args.dir)?;
+    if args.options.iter().any(|word| word == REMOUNT) {
+        return remount(&args, &dir);
+    }
     let mut options = mount_options(&args.options)?;
     options.source = source(&args);
     mounts::prepare(&dir)?;
@@ -39,6 +56,15 @@ pub fn mount(args: MountArgs, output: Output) -> CliResult {
         true => mount_in_background(&args, &dir, output),
         false => block_on(serve_mount(&args, &dir, options)),
     }
+}
+
+/// `mount -o remount,ro DIR`: other flags for a mount that is there. mount(8) repeats what its table says; what the mount's
+/// own process was told stays.
+fn remount(args: &MountArgs, dir: &Path) -> CliResult {
+    let of_the_table = ["user_id=", "group_id=", "subtype="];
+    let is_ours = |word: &&String| *word != REMOUNT && !of_the_table.iter().any(|of| word.starts_with(of));
+    let words: Vec<_> = args.options.iter().filter(is_ours).cloned().collect();
+    fuse::remount(dir, &mount_options(&words)?).tried(|| format!("cannot remount {}", dir.display()))
 }
 
 /// As fstab has it, so that mount(8) and umount(8) find the mount by it.
@@ -146,6 +172,8 @@ pub fn from_mount8(words: Vec<OsString>) -> Vec<OsString> {
         return words;
     }
     let mut ours: Vec<OsString> = ["keelfs", "mount", "--background", "--quiet"].map(OsString::from).into();
+    // A mount that is there needs no address; its source may be a name.
+    let is_remount = words.iter().any(|word| word.to_string_lossy().split(',').any(|option| option == REMOUNT));
     let mut rest = words.into_iter().skip(1);
     let mut places = 0;
     while let Some(word) = rest.next() {
@@ -156,7 +184,8 @@ pub fn from_mount8(words: Vec<OsString>) -> Vec<OsString> {
             Some(source) if places == 0 => {
                 places = 1;
                 ours.extend(["--source", source].map(OsString::from));
-                ours.push(source.strip_suffix(":/").unwrap_or(source).into());
+                let nodes = if is_remount { "localhost" } else { source.strip_suffix(":/").unwrap_or(source) };
+                ours.push(nodes.into());
             }
             _ => ours.push(word),
         }
@@ -174,6 +203,10 @@ mod tests {
         assert_eq!(
             from_mount8(words("/sbin/mount.fuse.keelfs a:7700,b:/ /srv -n -o rw,_netdev,allow_other")),
             words("keelfs mount --background --quiet --source a:7700,b:/ a:7700,b /srv -o rw,_netdev,allow_other")
+        );
+        assert_eq!(
+            from_mount8(words("/sbin/mount.fuse.keelfs keelfs /srv -o ro,remount")),
+            words("keelfs mount --background --quiet --source keelfs localhost /srv -o ro,remount")
         );
         assert_eq!(from_mount8(words("keelfs mount a /srv")), words("keelfs mount a /srv"));
     }

@@ -7,7 +7,7 @@
 use super::call::{Call, changed_attributes, unexpected};
 use super::errno::{Kind, of_failure};
 use super::translate;
-use crate::fs::{Answer, AttributeChanges, Attributes, Command, Ino, Query, Reply};
+use crate::fs::{Answer, AttributeChanges, Attributes, Command, Ino, Query, Reply, Usage};
 use crate::volume::Capacity;
 use bytes::Bytes;
 use fuser::Errno;
@@ -111,8 +111,11 @@ impl Call {
         }
     }
 
-    pub async fn capacity(&self) -> Result<Capacity, Errno> {
-        self.volume().capacity(self.deadline).await.map_err(|failure| of_failure(&failure, Kind::Question))
+    /// Of the disk of the node that answers, and of all files.
+    pub async fn capacity(&self) -> Result<(Capacity, Usage), Errno> {
+        let Answer::Usage(usage) = self.query(Query::Usage).await? else { return Err(Errno::EIO) };
+        let capacity = self.volume().capacity(self.deadline).await;
+        Ok((capacity.map_err(|failure| of_failure(&failure, Kind::Question))?, usage))
     }
 }
 

@@ -38,7 +38,7 @@ mod translate;
 mod waiting;
 mod wire;
 
-pub use mounts::MountError;
+pub use mounts::{MountError, remount};
 pub use options::{MountOptions, UnknownOption};
 
 use crate::volume::Volume;

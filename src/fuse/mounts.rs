@@ -142,6 +142,15 @@ fn mount_as_root(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountEr
     Ok(device.into())
 }
 
+/// Give a mount of ours other flags: read-only, devices, setuid bits, execution.
+pub fn remount(path: &Path, options: &MountOptions) -> Result<(), MountError> {
+    let path = canonical(path)?;
+    if !mounted_at(&path).is_some_and(|entry| entry.is_ours()) {
+        return Err(refused(&"no keelfs is mounted there"));
+    }
+    rustix::mount::mount_remount(&path, flags(options), c"").map_err(|errno| refused(&errno))
+}
+
 fn flags(options: &MountOptions) -> MountFlags {
     let wanted = [
         (options.read_only, MountFlags::RDONLY),

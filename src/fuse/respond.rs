@@ -3,7 +3,7 @@
 use super::handles::Opened;
 use super::translate::{file_attr, kernel_lock_kind, kernel_lock_range};
 use super::{GENERATION, TTL};
-use crate::fs::{Attributes, LockHolder};
+use crate::fs::{Attributes, LockHolder, Usage};
 use crate::limits::NAME_BYTES_MAX;
 use crate::volume::Capacity;
 use bytes::Bytes;
@@ -56,13 +56,16 @@ respond!(ReplyLock, Option<LockHolder>, |reply, holder| match holder {
         reply.locked(start, end, kernel_lock_kind(mode), pid)
     }
 });
-respond!(ReplyStatfs, Capacity, |reply, capacity| {
+// Used is what files hold. What the log holds beyond that is neither used nor available yet: it is on its way back.
+respond!(ReplyStatfs, (Capacity, Usage), |reply, (capacity, usage)| {
     let blocks = |bytes: u64| bytes / u64::from(STATFS_BLOCK_BYTES);
-    let free = blocks(capacity.free_bytes);
+    let (used, available) = (blocks(usage.bytes), blocks(capacity.free_bytes));
+    // Files that share data may come to more than the disk holds.
+    let total = blocks(capacity.total_bytes).max(used.saturating_add(available));
     // An inode needs no place of its own on disk: as many can be made as there are free blocks, at the least.
-    let inodes = capacity.inodes.saturating_add(free);
-    let total = blocks(capacity.total_bytes);
-    reply.statfs(total, free, free, inodes, free, STATFS_BLOCK_BYTES, NAME_BYTES_MAX as u32, STATFS_BLOCK_BYTES)
+    let inodes = usage.inodes.saturating_add(available);
+    let (block, name) = (STATFS_BLOCK_BYTES, NAME_BYTES_MAX as u32);
+    reply.statfs(total, total.saturating_sub(used), available, inodes, available, block, name, block)
 });
 
 /// A directory's handle: no flags, its listing is never cached.

@@ -192,17 +192,13 @@ impl Local {
         found.then_some(body)
     }
 
-    /// What this node's disk holds: the used part is the log's, the free part what the disk has left.
+    /// What this node's disk can hold: what the log has of it, and what is left.
     pub(super) fn capacity(&self) -> Result<Capacity, Failure> {
         let disk = rustix::fs::statvfs(&self.inner.data)
             .map_err(|e| Failure::Damaged(format!("statvfs of {}: {e}", self.inner.data.display())))?;
         let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
         let total_bytes = free_bytes.saturating_add(self.replica().status().log_bytes);
-        let inodes = match self.replica().state().answer(&Query::Usage) {
-            Ok(Answer::Usage(usage)) => usage.inodes,
-            _ => 0,
-        };
-        Ok(Capacity { total_bytes, free_bytes, inodes })
+        Ok(Capacity { total_bytes, free_bytes })
     }
 
     pub(super) fn orphans_of(&self, session: SessionId, after: Ino) -> Vec<Ino> {

@@ -88,7 +88,6 @@ pub enum Failure {
 pub struct Capacity {
     pub total_bytes: u64,
     pub free_bytes: u64,
-    pub inodes: u64,
 }
 
 /// The way to the cluster. Its futures are boxed where it is called: they are large and deeply nested, and every front end

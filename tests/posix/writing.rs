@@ -116,13 +116,15 @@ pub fn pages_do_not_outlive_an_open(ground: &Ground) {
     }
 }
 
-/// The same through a descriptor that was open, and had sent the file, before the write.
+/// The same through a descriptor that was open, and had sent the file, before the write: on another side it has to look at
+/// the file's attributes first, because the kernel splices from its pages without a look [V10].
 pub fn pages_do_not_outlive_a_write(ground: &Ground) {
     let (one, other) = ground.open_on_both("file", &pattern(20_000, 0));
     sent(&other);
     for (round, (writer, side)) in [(&other, "its own side"), (&one, "the other side")].into_iter().enumerate() {
         let expected = pattern(20_000, round + 1);
         writer.write_all_at(&expected, 0).expect("a write");
+        other.metadata().expect("attributes");
         assert_same(&sent(&other), &expected, &format!("sent through an open file after a write on {side}"));
     }
 }
