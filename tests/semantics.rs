@@ -15,7 +15,7 @@ fn every_held_row_is_quoted_and_every_quotation_is_a_row() {
     let rows: BTreeMap<&str, &str> = page.lines().filter_map(row).collect();
     assert!(rows.len() > 40, "the page has lost its rows: {}", rows.len());
     let mut quoted = BTreeSet::new();
-    for place in ["src", "tests"] {
+    for place in ["src", "tests", "scripts"] {
         collect(&root.join(place), &mut quoted);
     }
     for (id, mark) in &rows {
@@ -39,15 +39,16 @@ fn is_id(word: &str) -> bool {
     letters.next().is_some_and(|c| c.is_ascii_uppercase()) && letters.as_str().parse::<u8>().is_ok()
 }
 
-/// The rows that the comments of the Rust files below a directory quote.
+/// The rows that comments quote, of Rust and of the shell, below a directory.
 fn collect(directory: &Path, quoted: &mut BTreeSet<String>) {
     for entry in fs::read_dir(directory).expect("a directory") {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
             collect(&path, quoted);
-        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("semantics.rs") {
-            let text = fs::read_to_string(&path).expect("a source");
-            let comments = text.lines().filter_map(|line| line.trim().strip_prefix("//"));
+        } else if !path.ends_with("semantics.rs") {
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            let lines = text.lines().map(str::trim);
+            let comments = lines.filter_map(|line| line.strip_prefix("//").or(line.strip_prefix("# ")));
             quoted.extend(comments.flat_map(quotations));
         }
     }

@@ -139,6 +139,7 @@ const LIFETIME: Duration = Duration::from_secs(8);
 
 /// A file ends at or after its deadline, everywhere at once and for ever, also when the leader dies just before; one that
 /// was renewed survives; an open one stays readable.
+/// Holds [E1].
 #[test]
 fn a_file_expires_never_early_and_never_again_across_a_leader_change() {
     let cluster = Cluster::start(5, 1..=5);

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 /// Raise `KEELFS_ROUNDS` (to 10,000, say) to look longer.
+/// Holds [V1].
 #[test]
 fn what_one_mount_has_written_the_other_reads() {
     let cluster = Cluster::start(5, [1, 2]);
@@ -78,6 +79,7 @@ fn names(directory: &Path) -> Vec<String> {
     entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
 }
 
+/// Holds [V2], [V3].
 #[test]
 fn an_unlinked_open_file_stays_readable_on_another_mount_and_then_goes() {
     let cluster = Cluster::start(5, [1, 2]);

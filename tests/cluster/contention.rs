@@ -25,6 +25,7 @@ struct Score {
 
 /// Ten clients on five mounts count together; half way the leader is killed. Each version is replaced at most once, and
 /// the counter says how often.
+/// Holds [A6].
 #[test]
 fn compare_and_swap_has_exactly_one_winner_for_each_version() {
     let cluster = Cluster::start(5, 1..=5);

@@ -175,6 +175,7 @@ fn two_nodes_are_killed_and_the_service_goes_on() {
     check_everywhere(&cluster, &writers, &killed);
 }
 
+/// Holds [D1].
 #[test]
 fn all_five_are_killed_during_writes_and_come_back_with_all_that_was_acknowledged() {
     let cluster = Cluster::start(5, 1..=5);
@@ -194,6 +195,7 @@ fn all_five_are_killed_during_writes_and_come_back_with_all_that_was_acknowledge
 
 /// Changes of names are carried out once, however often they had to be sent: a second mkdir would say EEXIST, a second
 /// rename or unlink ENOENT.
+/// Holds [D4].
 #[test]
 fn names_change_once_across_leader_changes() {
     let cluster = Cluster::start(5, 1..=5);
@@ -255,6 +257,7 @@ fn highest_term(cluster: &Cluster) -> u64 {
 }
 
 /// Three of five are gone: nothing is acknowledged, callers can be killed, and the rest resumes by itself.
+/// Holds [Q1], [Q3].
 #[test]
 fn without_a_majority_writes_wait_and_fail_and_resume_when_one_returns() {
     let cluster = Cluster::start(5, [1, 2]);

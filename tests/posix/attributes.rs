@@ -27,6 +27,7 @@ fn times(path: &Path) -> (Pair, Pair) {
     ((seen.atime(), seen.atime_nsec()), (seen.mtime(), seen.mtime_nsec()))
 }
 
+/// Holds [N7].
 pub fn times_come_back_as_they_were_set(ground: &Ground) {
     let (here, there) = ground.both("file");
     drop(open(&here));
@@ -43,6 +44,21 @@ pub fn times_come_back_as_they_were_set(ground: &Ground) {
     assert_eq!(times(&link_there), ((-7, 5), (77, 6)), "a link's own times");
     let refused = Timestamps { last_access: time(0, 1_000_000_000), last_modification: time(0, 0) };
     assert_eq!(utimensat(CWD, &here, &refused, AtFlags::empty()), Err(Errno::INVAL), "a second of nanoseconds");
+}
+
+/// Holds [N8].
+pub fn reading_leaves_the_access_time(ground: &Ground) {
+    if !ground.is_fuse() {
+        return ground.skip("the access times of other file systems depend on how they are mounted");
+    }
+    let (here, there) = ground.both("file");
+    fs::write(&here, "content").expect("a write");
+    // long ago, so that relatime would set it
+    set(&here, time(1000, 1), time(2000, 2), AtFlags::empty());
+    for path in [&here, &there] {
+        assert_eq!(fs::read(path).expect("a read"), b"content");
+        assert_eq!(times(path), ((1000, 1), (2000, 2)));
+    }
 }
 
 pub fn now_and_omit_are_kept_apart(ground: &Ground) {
@@ -85,6 +101,7 @@ pub fn modes_and_owners_are_seen_there(ground: &Ground) {
     }
 }
 
+/// Holds [N9].
 pub fn statx_agrees_with_stat(ground: &Ground) {
     let (here, there) = ground.both("file");
     fs::write(&here, pattern(5000, 1)).expect("a write");
@@ -133,6 +150,7 @@ pub fn xattrs_keep_to_their_flags(ground: &Ground) {
     assert_eq!(setxattr(&here, "color", b"x", XattrFlags::empty()), Err(Errno::OPNOTSUPP), "no namespace");
 }
 
+/// Holds [N3].
 pub fn xattrs_of_every_size_come_back(ground: &Ground) {
     let (here, there) = ground.both("file");
     drop(open(&here));

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// Threads that fill a large directory, from both sides.
 const FILLERS: usize = 8;
 
+/// Holds [V5].
 pub fn a_listing_has_what_was_there_all_the_time(ground: &Ground) {
     let entries = rounds("KEELFS_POSIX_ENTRIES", 1000);
     fill(ground, "stay", entries);
@@ -93,6 +94,7 @@ fn expect_stayers(directory: &Path, entries: usize) {
     );
 }
 
+/// Holds [V5].
 pub fn positions_in_a_listing_last(ground: &Ground) {
     fill(ground, "file", 600);
     let mut listing = Listing::open(&ground.there);

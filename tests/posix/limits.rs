@@ -9,6 +9,7 @@ use std::process::Command;
 
 const GIB: u64 = 1 << 30;
 
+/// Holds [C1].
 pub fn sizes_beyond_four_gibibytes(ground: &Ground) {
     let (one, other) = ground.open_on_both("large", b"begin");
     one.set_len(5 * GIB).expect("five gibibytes of nothing");
@@ -29,6 +30,7 @@ pub fn sizes_beyond_four_gibibytes(ground: &Ground) {
     assert_eq!(fs::read(ground.here.join("large")).expect("a read"), b"begin");
 }
 
+/// Holds [C1].
 pub fn sizes_out_of_bounds_are_refused(ground: &Ground) {
     let (file, other) = ground.open_on_both("file", b"content");
     assert_eq!(truncate(&file, -1), Err(libc::EINVAL));

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 
 const LENGTH: usize = 50_000;
 
+/// Holds [V6].
 pub fn a_shared_map_and_calls_agree_on_one_side(ground: &Ground) {
     let mut expected = pattern(LENGTH, 1);
     let (file, _) = ground.open_on_both("file", &expected);
@@ -27,6 +28,7 @@ pub fn a_shared_map_and_calls_agree_on_one_side(ground: &Ground) {
     assert_same(&content(&file), &expected, "after the maps");
 }
 
+/// Holds [D3], [V7].
 pub fn what_msync_has_written_is_seen_there(ground: &Ground) {
     let mut expected = pattern(LENGTH, 2);
     let (one, other) = ground.open_on_both("file", &expected);

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Contenders for one name, half of them on each side.
 const CONTENDERS: usize = 8;
 
+/// Holds [A4].
 pub fn an_exclusive_create_has_one_winner(ground: &Ground) {
     for round in 0..30 {
         one_winner(ground, &format!("file{round}"), |path, _| {
@@ -22,6 +23,7 @@ pub fn an_exclusive_create_has_one_winner(ground: &Ground) {
     }
 }
 
+/// Holds [A4].
 pub fn other_creations_have_one_winner(ground: &Ground) {
     fs::write(ground.here.join("original"), "").expect("a write");
     for contender in 0..CONTENDERS {
@@ -63,6 +65,7 @@ fn one_winner(ground: &Ground, name: &str, create: impl Fn(&Path, usize) -> std:
     assert_eq!(winners, 1, "winners of {name}");
 }
 
+/// Holds [V4].
 pub fn what_was_removed_there_is_missing_here(ground: &Ground) {
     for round in 0..20 {
         let (here, there) = ground.both(&format!("directory{round}"));
@@ -83,6 +86,7 @@ pub fn what_was_removed_there_is_missing_here(ground: &Ground) {
 }
 
 /// The reader meets only whole contents, each at least as new as the one before, and never no file.
+/// Holds [A3].
 pub fn a_replaced_file_is_never_seen_half(ground: &Ground) {
     const LENGTH: usize = 200_000;
     const VERSIONS: u8 = 60;
@@ -115,6 +119,7 @@ pub fn a_replaced_file_is_never_seen_half(ground: &Ground) {
     ground.note(format!("{reads} reads during {VERSIONS} renames"));
 }
 
+/// Holds [A3].
 pub fn an_exchange_leaves_no_gap(ground: &Ground) {
     let [(here_a, there_a), (here_b, there_b)] = ["a", "b"].map(|name| ground.both(name));
     fs::write(&here_a, "file").expect("a write");
@@ -198,6 +203,7 @@ pub fn hard_links_are_counted(ground: &Ground) {
     assert_eq!(code(&refused), libc::EPERM);
 }
 
+/// Holds [N6].
 pub fn a_name_is_any_255_bytes(ground: &Ground) {
     let long = [b'n'; 255];
     let names: [&[u8]; 6] = [&long, b"\xff\xfe not utf-8", b"new\nline", b" ", b"...", "ü€😀".as_bytes()];
@@ -220,6 +226,7 @@ pub fn a_name_is_any_255_bytes(ground: &Ground) {
     }
 }
 
+/// Holds [N6].
 pub fn a_symlink_holds_a_path(ground: &Ground) {
     let (here, there) = ground.both("link");
     let longest = "t".repeat(libc::PATH_MAX as usize - 1);

@@ -51,6 +51,7 @@ pub fn a_socket_takes_connections(ground: &Ground) {
     }
 }
 
+/// Holds [N5].
 pub fn devices_are_stored(ground: &Ground) {
     if !rustix::process::geteuid().is_root() {
         return ground.skip("only root makes device nodes");
@@ -70,6 +71,7 @@ pub fn devices_are_stored(ground: &Ground) {
     }
 }
 
+/// Holds [N11].
 pub fn a_running_program_is_not_written(ground: &Ground) {
     let program = ground.here.join("program");
     fs::copy("/bin/sleep", &program).expect("a copy");
@@ -87,6 +89,7 @@ pub fn a_running_program_is_not_written(ground: &Ground) {
 }
 
 /// `O_TMPFILE`, and a name given later.
+/// Holds [C5].
 pub fn a_file_begins_without_a_name(ground: &Ground) {
     let mut options = OpenOptions::new();
     let opened = options.read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(&ground.here);
@@ -104,6 +107,7 @@ pub fn a_file_begins_without_a_name(ground: &Ground) {
     assert_eq!(fs::metadata(&there).expect("a stat").nlink(), 1);
 }
 
+/// Holds [V8].
 pub fn inotify_tells_of_local_changes(ground: &Ground) {
     let watch = rustix::fs::inotify::init(CreateFlags::NONBLOCK).expect("inotify");
     rustix::fs::inotify::add_watch(&watch, &ground.here, WatchFlags::ALL_EVENTS).expect("a watch");

@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+/// Holds [V2].
 pub fn an_unlinked_file_lives_on_both_sides(ground: &Ground) {
     let expected = pattern(300_000, 1);
     let (one, other) = ground.open_on_both("doomed", &expected);
@@ -77,6 +78,7 @@ pub fn a_removed_directory_takes_nothing_in(ground: &Ground) {
 }
 
 /// Where it was removed on another mount, `getcwd` may go on telling the old path: the kernel answers that from memory.
+/// Holds [V4].
 pub fn a_process_stands_in_a_removed_directory(ground: &Ground) {
     let (here, there) = ground.both("directory");
     fs::create_dir(&here).expect("a directory");
@@ -94,6 +96,7 @@ pub fn a_process_stands_in_a_removed_directory(ground: &Ground) {
     assert_eq!(status.code(), Some(0), "3: it lists names; 4: it takes a file; 5: it has a path");
 }
 
+/// Holds [V3].
 pub fn space_comes_back_with_the_last_close(ground: &Ground) {
     let (one, other) = ground.open_on_both("large", &[]);
     one.write_all_at(&pattern(1 << 20, 3), 0).expect("a write");

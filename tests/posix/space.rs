@@ -16,6 +16,7 @@ const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
 /// The unit of `st_blocks`, in bytes.
 const STAT_BLOCK: u64 = 512;
 
+/// Holds [C1].
 pub fn holes_and_data_are_told_apart(ground: &Ground) {
     let (one, other) = ground.open_on_both("sparse", &[]);
     one.write_all_at(&pattern(64 * KIB, 1), MIB as u64).expect("a write");
@@ -34,6 +35,7 @@ pub fn holes_and_data_are_told_apart(ground: &Ground) {
     }
 }
 
+/// Holds [C2], [C3].
 pub fn allocation_keeps_to_its_modes(ground: &Ground) {
     let written = pattern(256 * KIB, 2);
     let (one, other) = ground.open_on_both("file", &written);
@@ -85,6 +87,7 @@ fn shifts(ground: &Ground, file: &File, before: &[u8]) {
     assert_same(&content(file), &expected, "COLLAPSE_RANGE and INSERT_RANGE");
 }
 
+/// Holds [A5].
 pub fn ranges_are_copied(ground: &Ground) {
     let from = pattern(3 * MIB, 3);
     let (source, _) = ground.open_on_both("source", &from);
@@ -133,6 +136,18 @@ pub fn copies_end_at_the_end_of_the_file(ground: &Ground) {
     assert!(matches!(refused, Err(Errno::ISDIR | Errno::INVAL)), "{refused:?}");
 }
 
+/// `cp --reflink=always`. Holds [C4].
+pub fn a_clone_is_made_or_refused(ground: &Ground) {
+    let (from, _) = ground.open_on_both("source", &pattern(MIB, 4));
+    let to = File::create(ground.here.join("clone")).expect("a new file");
+    match rustix::fs::ioctl_ficlone(&to, &from) {
+        Ok(()) => assert_same(&fs::read(ground.there.join("clone")).expect("a read"), &content(&from), "a clone"),
+        Err(Errno::OPNOTSUPP) => ground.note("FICLONE: EOPNOTSUPP (copy_file_range shares the data where it can)"),
+        Err(other) => panic!("FICLONE: {other}"),
+    }
+}
+
+/// Holds [N10].
 pub fn blocks_tell_what_a_file_takes(ground: &Ground) {
     let (one, other) = ground.open_on_both("file", &[]);
     one.set_len(64 * MIB as u64).expect("a sparse file");
@@ -165,6 +180,7 @@ pub fn blocks_tell_what_a_file_takes(ground: &Ground) {
 }
 
 /// Others may use a local file system too, so a look that does not fit is followed by another.
+/// Holds [N10].
 pub fn df_tells_what_files_take(ground: &Ground) {
     let mut looks = Vec::new();
     for _ in 0..3 {

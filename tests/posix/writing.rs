@@ -1,11 +1,13 @@
 //! Writing, in the ways that programs choose: appended, direct, synchronous; and reading it through the kernel's pages.
 
 use crate::ground::{Ground, assert_same, content, open, pattern};
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const APPENDERS: usize = 4;
 const RECORDS: usize = 40;
@@ -14,6 +16,7 @@ const HEADER: usize = 12;
 /// Largest record, in bytes: what is promised to stay in one piece on every mount.
 const RECORD_MAX: usize = 64 << 10;
 
+/// Holds [A2].
 pub fn appends_from_both_sides_are_whole(ground: &Ground) {
     let (here, there) = ground.both("journal");
     File::create(&here).expect("a new file");
@@ -61,10 +64,38 @@ fn header(bytes: &[u8]) -> [usize; 3] {
     })
 }
 
+/// What the kernel sends in one piece, whatever the memory that it comes from.
+const STEP: usize = (1 << 20) - 4096;
+
+/// Holds [A1]. A local file system promises less: there a reader may see one page of a write and not yet the next.
+pub fn a_write_is_seen_whole_or_not_at_all(ground: &Ground) {
+    if !ground.is_fuse() {
+        return ground.skip("ext4 and others write page by page");
+    }
+    let (one, other) = ground.open_on_both("file", &vec![b'0'; STEP]);
+    let over = AtomicBool::new(false);
+    let seen = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for letter in (b'a'..=b'z').cycle().take_while(|_| !over.load(Ordering::Relaxed)) {
+                one.write_all_at(&vec![letter; STEP], 0).expect("a write");
+            }
+        });
+        let seen: Vec<_> = (0..40).map(|_| content(&other)).collect();
+        over.store(true, Ordering::Relaxed);
+        seen
+    });
+    for bytes in &seen {
+        assert_same(bytes, &vec![bytes[0]; STEP], "one write, seen whole");
+    }
+    let versions: BTreeSet<u8> = seen.iter().map(|bytes| bytes[0]).collect();
+    assert!(versions.len() > 3, "the reader has met {} writes: too few to say anything", versions.len());
+}
+
 /// Memory at an address that direct IO can use.
 #[repr(align(4096))]
 struct Pages([u8; 8192]);
 
+/// Holds [C6].
 pub fn direct_io_is_seen(ground: &Ground) {
     let (here, there) = ground.both("file");
     let open = |path: &Path| {
@@ -89,6 +120,7 @@ pub fn direct_io_is_seen(ground: &Ground) {
     }
 }
 
+/// Holds [D2].
 pub fn synchronous_writes_are_seen(ground: &Ground) {
     for (name, flag) in [("sync", libc::O_SYNC), ("dsync", libc::O_DSYNC)] {
         let (here, there) = ground.both(name);
@@ -104,6 +136,7 @@ pub fn synchronous_writes_are_seen(ground: &Ground) {
 
 /// `sendfile` takes the kernel's pages as they are, where `read` may ask the file system. Whoever opens the file after a
 /// write gets what it wrote. The size stays, so that only the content tells.
+/// Holds [V7].
 pub fn pages_do_not_outlive_an_open(ground: &Ground) {
     let (one, other) = ground.open_on_both("file", &pattern(20_000, 0));
     for round in 1..=10 {

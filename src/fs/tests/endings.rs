@@ -71,6 +71,7 @@ fn a_default_ttl_is_given_to_what_is_made_and_not_again() {
     assert_eq!(ttl(&play, made), Err(Refusal::NoSuchXattr));
 }
 
+/// Holds [E2].
 #[test]
 fn what_is_open_somewhere_outlives_its_name() {
     let mut play = Play::new();
