@@ -6,6 +6,11 @@
 //! dump, such as Ctrl-C, into a SIGKILL of each thread.) A wait for a lock has no deadline and looks for any signal that
 //! the caller does not block.
 //!
+//! A signal for a whole process goes to one of its threads. Only that one may be answered `EINTR`: the kernel takes it
+//! for a reason to start the system call again, and a thread without a signal would return that reason, 512, to its
+//! program. Which thread it is, nobody tells; but the main one comes first (linux/kernel/signal.c, `complete_signal`), so
+//! another one is taken to be meant only if the main one blocks the signal or has ended.
+//!
 //! A thread that is gone is not a killed one: requests of asynchronous IO outlive their submitter.
 
 use fuser::Errno;
@@ -44,7 +49,10 @@ pub async fn unless_killed<T>(tid: u32, work: impl Future<Output = Result<T, Err
 
 /// Does a signal wait for this thread that would interrupt a blocking call?
 pub fn interrupted(tid: u32) -> bool {
-    Pending::of(tid).is_some_and(|pending| pending.any_unblocked())
+    Pending::of(tid).is_some_and(|pending| match pending.any_unblocked() && pending.process != tid {
+        true => pending.not_for(Pending::of(pending.process)).any_unblocked(),
+        false => pending.any_unblocked(),
+    })
 }
 
 /// The signals of a thread, one bit each.
@@ -53,6 +61,10 @@ struct Pending {
     own: u64,
     shared: u64,
     blocked: u64,
+    /// The number of the process, which is that of its main thread.
+    process: u32,
+    /// It runs no more.
+    ended: bool,
 }
 
 impl Pending {
@@ -65,11 +77,15 @@ impl Pending {
     }
 
     fn parse(status: &str) -> Option<Pending> {
-        let mask = |key: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-            u64::from_str_radix(line.trim(), 16).ok()
-        };
-        Some(Pending { own: mask("SigPnd:")?, shared: mask("ShdPnd:")?, blocked: mask("SigBlk:")? })
+        let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        let mask = |key: &str| u64::from_str_radix(field(key)?, 16).ok();
+        Some(Pending {
+            own: mask("SigPnd:")?,
+            shared: mask("ShdPnd:")?,
+            blocked: mask("SigBlk:")?,
+            process: field("Tgid:")?.parse().ok()?,
+            ended: field("State:")?.starts_with(['Z', 'X']),
+        })
     }
 
     fn kill(&self) -> bool {
@@ -79,6 +95,12 @@ impl Pending {
     fn any_unblocked(&self) -> bool {
         (self.own | self.shared) & !self.blocked != 0
     }
+
+    /// Without the signals of the process that the main thread gets.
+    fn not_for(self, main: Option<Pending>) -> Pending {
+        let taken = main.filter(|main| !main.ended).map_or(0, |main| !main.blocked);
+        Pending { shared: self.shared & !taken, ..self }
+    }
 }
 
 #[cfg(test)]
@@ -87,13 +109,26 @@ mod tests {
 
     #[test]
     fn a_status_file_is_understood() {
-        let status = "Name:\tcat\nSigPnd:\t0000000000000100\nShdPnd:\t0000000000000002\nSigBlk:\t0000000000000002\n";
+        let status = "Name:\tcat\nState:\tZ (zombie)\nTgid:\t71\nSigPnd:\t0000000000000100\nShdPnd:\t0000000000000002\nSigBlk:\t0000000000000002\n";
         let pending = Pending::parse(status).unwrap();
         assert!(pending.kill());
         assert!(pending.any_unblocked());
+        assert!(pending.ended);
+        assert_eq!(pending.process, 71);
         assert!(!Pending { own: 0, ..pending }.kill());
         assert!(!Pending { own: 0, ..pending }.any_unblocked());
         assert_eq!(Pending::parse("Name:\tcat\n"), None);
+    }
+
+    #[test]
+    fn a_signal_of_the_process_is_for_its_main_thread_unless_that_blocks_it() {
+        let (main, thread) = (Pending::default(), Pending { shared: 0b110, blocked: 0b100, ..Pending::default() });
+        assert!(thread.any_unblocked());
+        assert!(!thread.not_for(Some(main)).any_unblocked());
+        assert!(Pending { own: 1, ..thread }.not_for(Some(main)).any_unblocked());
+        for main in [Some(Pending { blocked: 0b10, ..main }), Some(Pending { ended: true, ..main }), None] {
+            assert!(thread.not_for(main).any_unblocked());
+        }
     }
 
     #[test]
