@@ -2,7 +2,7 @@
 
 use super::errno::{Kind, of_failure};
 use super::handles::Handles;
-use super::locks::LockTable;
+use super::lock_table::LockTable;
 use super::overlay::DirectWrites;
 use crate::fs::{Answer, Attributes, Command, Credentials, Ino, Query, Reply, SessionId};
 use crate::volume::{Failure, Freshness, Volume};

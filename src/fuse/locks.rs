@@ -2,8 +2,8 @@
 //!
 //! The kernel tells of a close only with numbers: `flush` with the process's lock owner (fcntl locks go then), `release`
 //! with the flock owner, and nothing at all for open file description locks. So the mount remembers which owner took
-//! locks through which handle: what is left of a handle when it is released goes with it. An inode that nobody locked
-//! costs no log entry at close.
+//! locks through which handle ([`lock_table`](super::lock_table)): what is left of a handle when it is released goes with
+//! it. An inode that nobody locked costs no log entry at close.
 //!
 //! A close is answered before its locks are surely gone (without a majority they cannot go), so giving back goes on in the
 //! background until it is done, and a lock request on the same inode waits for it: who locks right after a close
@@ -18,6 +18,7 @@
 
 use super::call::{Call, Mounted, unexpected};
 use super::errno::{Kind, of_failure};
+use super::lock_table::{Asker, Begin};
 use super::waiting;
 use crate::fs::{
     Answer, Command, Credentials, Ino, LockHolder, LockMode, LockOwner, LockRange, LockStanding, LogIndex, Query,
@@ -26,11 +27,8 @@ use crate::fs::{
 use crate::volume::Failure;
 use bytes::Bytes;
 use fuser::Errno;
-use parking_lot::Mutex;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 /// How often a caller that waits for a lock is looked at.
@@ -42,112 +40,6 @@ const GIVE_BACK_TIME: Duration = Duration::from_secs(30);
 const GIVE_BACK_PAUSE: Duration = Duration::from_secs(1);
 
 const WHOLE_FILE: LockRange = LockRange { start: 0, end: u64::MAX };
-
-/// Who took locks on what, through which handles.
-#[derive(Default)]
-pub struct LockTable {
-    state: Mutex<State>,
-    left: Notify,
-}
-
-#[derive(Default)]
-struct State {
-    taken: HashMap<Ino, Vec<Taken>>,
-    /// Owners whose locks are being given back, counted by inode.
-    leaving: HashMap<Ino, usize>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Taken {
-    owner: LockOwner,
-    handle: u64,
-    session: SessionId,
-}
-
-impl LockTable {
-    /// Remember, before asking for it, that an owner may get a lock. `false`: the handle's session has lapsed.
-    fn take(&self, ino: Ino, taken: Taken) -> bool {
-        let mut state = self.state.lock();
-        let all = state.taken.entry(ino).or_default();
-        if all.iter().any(|other| other.handle == taken.handle && other.session != taken.session) {
-            return false;
-        }
-        if !all.contains(&taken) {
-            all.push(taken);
-        }
-        true
-    }
-
-    /// The session that locks were taken in through this handle.
-    fn session(&self, ino: Ino, handle: u64) -> Option<SessionId> {
-        let state = self.state.lock();
-        state.taken.get(&ino)?.iter().find(|taken| taken.handle == handle).map(|taken| taken.session)
-    }
-
-    /// Forget the chosen locks of an inode; their owners, each once. Without `leave` they hold nothing any more,
-    /// with it they are about to be given back.
-    fn forget(&self, ino: Ino, leave: bool, chosen: impl Fn(&Taken) -> bool) -> Vec<LockOwner> {
-        let mut state = self.state.lock();
-        let Some(all) = state.taken.get_mut(&ino) else { return Vec::new() };
-        let mut owners: Vec<_> = all.extract_if(.., |taken| chosen(taken)).map(|taken| taken.owner).collect();
-        if all.is_empty() {
-            state.taken.remove(&ino);
-        }
-        owners.sort_unstable();
-        owners.dedup();
-        if leave && !owners.is_empty() {
-            *state.leaving.entry(ino).or_default() += owners.len();
-        }
-        owners
-    }
-
-    /// A process closed a descriptor of the inode: its fcntl locks go, whichever descriptor they were taken through.
-    pub fn flushed(&self, ino: Ino, owner: u64) -> Vec<LockOwner> {
-        self.forget(ino, true, |taken| taken.owner == LockOwner::Posix(owner))
-    }
-
-    /// The last descriptor of a handle was closed: everything taken through it goes.
-    pub fn released(&self, ino: Ino, handle: u64) -> Vec<LockOwner> {
-        self.forget(ino, true, |taken| taken.handle == handle)
-    }
-
-    /// The mount has ended.
-    pub fn all_released(&self) -> Vec<(Ino, LockOwner)> {
-        let inodes: Vec<Ino> = self.state.lock().taken.keys().copied().collect();
-        let owners = |ino| self.forget(ino, true, |_| true).into_iter().map(move |owner| (ino, owner));
-        inodes.into_iter().flat_map(owners).collect()
-    }
-
-    fn is_leaving(&self, ino: Ino) -> bool {
-        self.state.lock().leaving.contains_key(&ino)
-    }
-
-    fn leaves(&self, ino: Ino) {
-        *self.state.lock().leaving.entry(ino).or_default() += 1;
-    }
-
-    fn has_left(&self, ino: Ino) {
-        let mut state = self.state.lock();
-        if let Some(count) = state.leaving.get_mut(&ino) {
-            *count -= 1;
-            if *count == 0 {
-                state.leaving.remove(&ino);
-            }
-        }
-        self.left.notify_waiters();
-    }
-
-    /// Until nothing on the inode is being given back.
-    async fn settled(&self, ino: Ino) {
-        loop {
-            let left = self.left.notified();
-            if !self.is_leaving(ino) {
-                return;
-            }
-            left.await;
-        }
-    }
-}
 
 /// A lock that is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -198,76 +90,78 @@ impl Call {
     }
 
     async fn unlock(&self, wish: Wish) -> Result<(), Errno> {
+        let grants = self.mounted.locks.grants();
         self.submit(wish.command()).await?;
         if wish.range == WHOLE_FILE {
-            self.mounted.locks.forget(wish.ino, false, |taken| taken.owner == wish.owner);
+            self.mounted.locks.unlocked(wish.ino, wish.owner, grants);
         }
         Ok(())
     }
 
     async fn acquire(&self, wish: Wish) -> Result<(), Errno> {
         loop {
-            let late =
-                tokio::time::timeout_at(self.deadline.into(), self.mounted.locks.settled(wish.ino)).await.is_err();
-            if late && !wish.wait {
-                return Err(Errno::ETIMEDOUT);
-            }
+            self.settled(wish).await?;
             match self.try_acquire(wish).await {
-                Err(Failure::Refused(Refusal::LockConflict)) if self.mounted.locks.is_leaving(wish.ino) => {}
-                Err(Failure::NoMajority | Failure::Unknown) if wish.wait => self.go_on_waiting(wish)?,
-                Err(failure) => return Err(of_failure(&failure, Kind::Change)),
                 Ok(Progress::Held) => return Ok(()),
                 Ok(Progress::Interrupted) => return Err(Errno::EINTR),
-                Ok(Progress::Lost) => self.go_on_waiting(wish)?,
+                Ok(Progress::Lost) => {}
+                Err(Failure::Refused(Refusal::LockConflict)) if self.mounted.locks.is_leaving(wish.ino) => {}
+                Err(Failure::NoMajority | Failure::Unknown) if wish.wait => {}
+                Err(failure) => return Err(of_failure(&failure, Kind::Change)),
+            }
+            if wish.wait && waiting::interrupted(self.tid) {
+                return Err(Errno::EINTR);
             }
             tokio::time::sleep(ASK_EVERY).await;
         }
     }
 
-    /// Unless the caller has been signalled; then the wait that the cluster may know of is cancelled behind its back.
-    fn go_on_waiting(&self, wish: Wish) -> Result<(), Errno> {
-        if !waiting::interrupted(self.tid) {
-            return Ok(());
+    /// Until nothing on the inode is being given back; for those who do not wait for a lock, until the deadline.
+    async fn settled(&self, wish: Wish) -> Result<(), Errno> {
+        loop {
+            let until = if wish.wait { Instant::now() + LOOK_EVERY } else { self.deadline };
+            match tokio::time::timeout_at(until.into(), self.mounted.locks.settled(wish.ino)).await {
+                Ok(()) => return Ok(()),
+                Err(_) if !wish.wait => return Err(Errno::ETIMEDOUT),
+                Err(_) if waiting::interrupted(self.tid) => return Err(Errno::EINTR),
+                Err(_) => {}
+            }
         }
-        let mounted = self.mounted.clone();
-        mounted.locks.leaves(wish.ino);
-        self.mounted.runtime.spawn(async move {
-            mounted.insist(wish.cancel()).await;
-            mounted.locks.has_left(wish.ino);
-        });
-        Err(Errno::EINTR)
     }
 
     async fn try_acquire(&self, wish: Wish) -> Result<Progress, Failure> {
         let deadline = if wish.wait { Instant::now() + GIVE_BACK_TIME } else { self.deadline };
         let session = self.volume().session(deadline).await?;
-        let taken = Taken { owner: wish.owner, handle: wish.handle, session };
-        if !self.mounted.locks.take(wish.ino, taken) {
-            return Err(Failure::Refused(Refusal::SessionEnded));
+        let asker = Asker { owner: wish.owner, handle: wish.handle, session };
+        let cancels = self.mounted.locks.cancels();
+        match self.mounted.locks.begin(wish.ino, asker) {
+            Begin::Counted => {}
+            Begin::Leaving => return Ok(Progress::Lost),
+            Begin::Lapsed => return Err(Failure::Refused(Refusal::SessionEnded)),
         }
-        let mut attempt = Attempt::start(self, wish, session, deadline);
-        let progress = match attempt.reply().await {
-            Ok(Reply::Waiting) => self.await_grant(wish, session).await,
+        let mut attempt = Attempt::start(self, wish, asker, deadline);
+        let outcome = match attempt.reply().await {
+            Ok(Reply::Waiting) => self.await_grant(wish, session, cancels).await,
             Ok(_) => Ok(Progress::Held),
+            // Whether that matters to this handle, the next try finds out.
+            Err(Failure::Refused(Refusal::SessionEnded)) => Ok(Progress::Lost),
             Err(failure) => Err(failure),
         };
-        attempt.ended = true;
-        let progress = progress?;
-        // Another thread of this owner may have unlocked the whole file meanwhile, and so have it forgotten.
-        if matches!(progress, Progress::Held) && !self.mounted.locks.take(wish.ino, taken) {
-            return Err(Failure::Refused(Refusal::SessionEnded));
-        }
-        Ok(progress)
+        attempt.end(&outcome);
+        outcome
     }
 
-    async fn await_grant(&self, wish: Wish, session: SessionId) -> Result<Progress, Failure> {
+    async fn await_grant(&self, wish: Wish, session: SessionId, cancels: u64) -> Result<Progress, Failure> {
         let mut seen = LogIndex(0);
         loop {
             if waiting::interrupted(self.tid) {
-                return self.cancel(wish).await;
+                return self.cancel(wish, session, cancels).await;
             }
             match self.standing(wish, session).await {
-                Some(LockStanding::Held { .. }) => return Ok(Progress::Held),
+                Some(LockStanding::Held { .. }) if self.mounted.locks.cancels() == cancels => {
+                    return Ok(Progress::Held);
+                }
+                Some(LockStanding::Held { .. }) => return self.make_sure(wish, session, Progress::Lost).await,
                 Some(LockStanding::Gone) => return Ok(Progress::Lost),
                 Some(LockStanding::Waiting) | None => {}
             }
@@ -297,12 +191,31 @@ impl Call {
         }
     }
 
-    async fn cancel(&self, wish: Wish) -> Result<Progress, Failure> {
-        let deadline = Instant::now() + LOOK_EVERY * 5;
-        match self.volume().submit(self.credentials, wish.cancel(), Bytes::new(), deadline).await? {
-            Reply::Locked { .. } => Ok(Progress::Held),
+    async fn cancel(&self, wish: Wish, session: SessionId, cancels: u64) -> Result<Progress, Failure> {
+        self.mounted.locks.cancelling();
+        match self.submit_soon(wish.cancel(), session).await? {
+            Reply::Locked { .. } if self.mounted.locks.cancels() == cancels + 1 => Ok(Progress::Held),
+            Reply::Locked { .. } => self.make_sure(wish, session, Progress::Interrupted).await,
             _ => Ok(Progress::Interrupted),
         }
+    }
+
+    /// The wait is over, and its owner holds the range. But a wait may have been cancelled for another thread of the
+    /// owner, and the range been held before, in another mode: so ask for it once more, without waiting.
+    async fn make_sure(&self, wish: Wish, session: SessionId, otherwise: Progress) -> Result<Progress, Failure> {
+        match self.submit_soon(Wish { wait: false, ..wish }.command(), session).await {
+            Ok(_) => Ok(Progress::Held),
+            Err(Failure::Refused(Refusal::LockConflict)) => Ok(otherwise),
+            // It may be held for all that.
+            Err(_) => Err(Failure::Unknown),
+        }
+    }
+
+    /// For a wait that is already known to the cluster: whatever fails, it may still be granted.
+    async fn submit_soon(&self, command: Command, session: SessionId) -> Result<Reply, Failure> {
+        let deadline = Instant::now() + LOOK_EVERY * 5;
+        let reply = self.volume().submit_within(session, self.credentials, command, Bytes::new(), deadline).await;
+        reply.map_err(|failure| if failure == Failure::NoMajority { Failure::Unknown } else { failure })
     }
 
     /// `EIO` if the session has lapsed in which locks were taken through this handle; else that session, if any.
@@ -330,19 +243,34 @@ enum Progress {
 struct Attempt {
     mounted: Arc<Mounted>,
     wish: Wish,
+    asker: Asker,
     task: Option<JoinHandle<Result<Reply, Failure>>>,
-    /// The request came to its end: it knows what it got.
+    /// The request came to its end, and the table knows what it got.
     ended: bool,
 }
 
 impl Attempt {
-    fn start(call: &Call, wish: Wish, session: SessionId, deadline: Instant) -> Attempt {
+    fn start(call: &Call, wish: Wish, asker: Asker, deadline: Instant) -> Attempt {
         let (mounted, credentials) = (call.mounted.clone(), call.credentials);
         let volume = mounted.volume.clone();
         let task = mounted.runtime.spawn(async move {
-            volume.submit_within(session, credentials, wish.command(), Bytes::new(), deadline).await
+            volume.submit_within(asker.session, credentials, wish.command(), Bytes::new(), deadline).await
         });
-        Attempt { mounted, wish, task: Some(task), ended: false }
+        Attempt { mounted, wish, asker, task: Some(task), ended: false }
+    }
+
+    /// Tell the table what the request got. A wait of which that is not known goes on with another attempt: this one is
+    /// undone before.
+    fn end(&mut self, outcome: &Result<Progress, Failure>) {
+        let holds = match outcome {
+            Ok(Progress::Held) => true,
+            Ok(Progress::Interrupted | Progress::Lost) => false,
+            Err(Failure::Refused(_) | Failure::NoMajority) => false,
+            Err(_) if self.wish.wait => return,
+            Err(_) => true,
+        };
+        self.ended = true;
+        self.mounted.locks.end(self.wish.ino, self.asker, holds);
     }
 
     async fn reply(&mut self) -> Result<Reply, Failure> {
@@ -358,7 +286,7 @@ impl Drop for Attempt {
         if self.ended {
             return;
         }
-        let (mounted, wish, task) = (self.mounted.clone(), self.wish, self.task.take());
+        let (mounted, wish, asker, task) = (self.mounted.clone(), self.wish, self.asker, self.task.take());
         mounted.locks.leaves(wish.ino);
         let runtime = mounted.runtime.clone();
         runtime.spawn(async move {
@@ -366,7 +294,7 @@ impl Drop for Attempt {
                 // Whatever it came to, it has ended.
                 let _ = task.await;
             }
-            mounted.undo(wish).await;
+            mounted.undo(wish, asker).await;
             mounted.locks.has_left(wish.ino);
         });
     }
@@ -384,10 +312,16 @@ impl Mounted {
         })
     }
 
-    async fn undo(&self, wish: Wish) {
-        if let Some(Reply::Locked { .. }) = self.insist(wish.cancel()).await {
+    /// Give back what a request got that nobody waits for any more. Where its owner holds or asks for more on the inode,
+    /// the one cannot be told from the other: then it goes with the owner's close.
+    async fn undo(&self, wish: Wish, asker: Asker) {
+        self.locks.cancelling();
+        let got = matches!(self.insist(wish.cancel()).await, Some(Reply::Locked { .. }));
+        let alone = self.locks.is_alone(wish.ino, wish.owner);
+        if got && alone {
             self.insist(Wish { mode: LockMode::Unlock, wait: false, ..wish }.command()).await;
         }
+        self.locks.end(wish.ino, asker, got && !alone);
     }
 
     /// Submit until the cluster has said something. The commands of this room may be repeated.
@@ -403,69 +337,5 @@ impl Mounted {
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const INO: Ino = Ino(7);
-
-    fn taken(owner: LockOwner, handle: u64) -> Taken {
-        Taken { owner, handle, session: SessionId(1) }
-    }
-
-    /// The kernel releases a handle some time after the close: what its process has locked since must stay.
-    #[test]
-    fn a_late_release_takes_nothing_that_was_locked_after_the_close() {
-        let (table, process) = (LockTable::default(), LockOwner::Posix(1));
-        assert!(table.take(INO, taken(process, 3)));
-        assert_eq!(table.flushed(INO, 1), [process]);
-        table.has_left(INO);
-        assert!(table.take(INO, taken(process, 4)));
-        assert!(table.released(INO, 3).is_empty());
-        assert_eq!(table.released(INO, 4), [process]);
-    }
-
-    #[test]
-    fn what_no_flush_speaks_of_goes_with_the_handle() {
-        let table = LockTable::default();
-        let (description, flock) = (LockOwner::Posix(9), LockOwner::Flock(9));
-        for owner in [description, flock, flock] {
-            assert!(table.take(INO, taken(owner, 3)));
-        }
-        assert!(table.flushed(INO, 1).is_empty(), "another owner's flush");
-        assert_eq!(table.released(INO, 3), [description, flock]);
-        assert!(table.is_leaving(INO));
-        table.has_left(INO);
-        table.has_left(INO);
-        assert!(!table.is_leaving(INO));
-        assert!(table.state.lock().taken.is_empty());
-    }
-
-    #[test]
-    fn a_lapsed_handle_locks_nothing_until_reopened() {
-        let (table, owner) = (LockTable::default(), LockOwner::Flock(1));
-        assert!(table.take(INO, taken(owner, 3)));
-        let later = Taken { session: SessionId(2), ..taken(owner, 3) };
-        assert!(!table.take(INO, later));
-        assert!(table.take(INO, Taken { handle: 4, ..later }));
-        assert_eq!(table.session(INO, 3), Some(SessionId(1)));
-    }
-
-    #[tokio::test]
-    async fn a_lock_request_waits_for_what_is_being_given_back() {
-        let table = Arc::new(LockTable::default());
-        table.take(INO, taken(LockOwner::Flock(1), 3));
-        assert_eq!(table.released(INO, 3).len(), 1);
-        let waiter = tokio::spawn({
-            let table = table.clone();
-            async move { table.settled(INO).await }
-        });
-        tokio::task::yield_now().await;
-        assert!(!waiter.is_finished());
-        table.has_left(INO);
-        waiter.await.unwrap();
     }
 }

@@ -3,8 +3,8 @@
 //! A request of the kernel becomes a command or a query to the [`Volume`], in a task of its own, and the answer goes
 //! back from there. The files: [`adapter`] has one handler for each request, [`respond`] one way to answer them all;
 //! [`names`], [`contents`], [`attributes`], [`directory`] and [`locks`] say what a request means; [`translate`], [`errno`]
-//! and [`wire`] know the kernel's types; [`waiting`] keeps callers killable; [`caller`] knows their groups; [`handles`] counts opens; [`options`] and [`mounts`]
-//! mount.
+//! and [`wire`] know the kernel's types; [`waiting`] keeps callers killable; [`caller`] knows their groups; [`handles`] counts
+//! opens, and [`lock_table`] locks; [`overlay`] keeps mapped pages from undoing writes; [`options`] and [`mounts`] mount.
 //!
 //! Absent on purpose: a cache. Whether a page, a name or an attribute may be kept is promise 1's to say, and without
 //! leases it says no: entries and attributes are valid for no time at all, and files are opened for direct IO, because
@@ -27,6 +27,7 @@ mod contents;
 mod directory;
 mod errno;
 mod handles;
+mod lock_table;
 mod locks;
 mod mounts;
 mod names;
@@ -46,7 +47,7 @@ use adapter::Adapter;
 use call::Mounted;
 use fuser::{Config, Generation, Session, SessionACL};
 use handles::Handles;
-use locks::LockTable;
+use lock_table::LockTable;
 use overlay::DirectWrites;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
