@@ -1,5 +1,12 @@
 //! `flock(2)` and `fcntl(2)` locks hold between mounts, and end with their holder.
 
+mod counter;
+mod ends;
+mod obey;
+mod puppet;
+mod ranges;
+mod waits;
+
 use crate::common::process::kill_group;
 use crate::common::{Cluster, wait_for};
 use rustix::fs::{FlockOperation, fcntl_lock, flock};
@@ -27,6 +34,25 @@ fn locks_exclude_each_other_between_mounts_and_end_with_their_holder() {
     counted_under_a_lock(&cluster);
     a_killed_holder(&cluster);
     a_killed_node_and_then_its_mount(&cluster);
+    cluster.expect_agreement();
+}
+
+/// One cluster for many stories, each with files of its own.
+#[test]
+fn locks_wait_split_and_end_as_the_manual_pages_say() {
+    let cluster = Cluster::start(3, 1..=3);
+    waits::waiters_are_granted_in_order(&cluster);
+    waits::a_circle_of_waiters_is_refused(&cluster);
+    waits::other_deadlocks_are_refused(&cluster);
+    waits::a_killed_waiter_leaves_at_once(&cluster);
+    waits::a_signal_ends_the_wait(&cluster);
+    waits::a_signal_ends_the_wait_of_one_thread(&cluster);
+    waits::an_upgrade_waits_for_the_other_reader(&cluster);
+    ends::the_middle_of_a_range_is_given_back(&cluster);
+    ends::closes_of_copies_end_what_they_should(&cluster);
+    ends::a_fork_shares_all_but_posix_locks(&cluster);
+    ends::an_exit_gives_back_everything(&cluster);
+    ranges::random_locks_are_those_of_the_model(&cluster);
     cluster.expect_agreement();
 }
 
