@@ -74,6 +74,9 @@ impl Call {
         range: LockRange,
         mode: LockMode,
     ) -> Result<Option<LockHolder>, Errno> {
+        // What has been closed on this mount is no longer in the way.
+        let settled = tokio::time::timeout_at(self.deadline.into(), self.mounted.locks.settled(ino)).await;
+        settled.map_err(|_| Errno::ETIMEDOUT)?;
         let session = self.volume().session(self.deadline).await;
         let session = session.map_err(|failure| of_failure(&failure, Kind::Question))?;
         match self.query(Query::TestLock { ino, session, owner, range, mode }).await? {
