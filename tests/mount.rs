@@ -1,5 +1,8 @@
 //! Two mounts of one node, each with a session of its own, asked the way programs ask: what only the kernel's path can
-//! get wrong. Needs /dev/fuse and the right to mount.
+//! get wrong. Needs /dev/fuse, the right to mount, and `setfacl`.
+
+#[path = "mount/access_lists.rs"]
+mod access_lists;
 
 use keelfs::fuse::{self, Mount, MountOptions};
 use keelfs::node::{DataDirectory, InitOptions, Node, NodeOptions};
@@ -10,7 +13,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -29,6 +32,7 @@ struct Mounted {
 impl Mounted {
     fn start() -> Mounted {
         let directory = tempfile::tempdir().expect("a temporary directory");
+        fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).expect("a way in for all users");
         let runtime = Runtime::new().expect("a runtime");
         let (data, address) = (directory.path().join("node"), free_address());
         let (cluster, members) = (uuid::Uuid::new_v4(), BTreeMap::from([(1, address)]));
@@ -47,7 +51,8 @@ impl Mounted {
         let mut mount = |path: &PathBuf| {
             fs::create_dir(path).expect("a directory to mount at");
             let volume = runtime.block_on(async { node.volume("test") });
-            fuse::mount(volume, runtime.handle().clone(), path, MountOptions::default()).expect("a mount")
+            let options = MountOptions { allow_other: rustix::process::geteuid().is_root(), ..MountOptions::default() };
+            fuse::mount(volume, runtime.handle().clone(), path, options).expect("a mount")
         };
         let mounts = paths.iter().map(&mut mount).collect();
         let [a, b] = paths;
@@ -101,6 +106,7 @@ fn what_only_the_kernels_path_can_get_wrong() {
     a_listing_goes_on_while_entries_go(&mounted);
     an_unlinked_file_lives_while_it_is_open(&mounted);
     a_mapped_page_is_written_where_it_belongs(&mounted);
+    access_lists::all(&mounted);
     mounted.stop();
 }
 
