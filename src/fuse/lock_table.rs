@@ -242,6 +242,7 @@ mod tests {
         assert!(table.state.lock().dealings.is_empty());
     }
 
+    /// Holds [L7].
     #[test]
     fn a_lapsed_handle_locks_nothing_until_reopened() {
         let (table, owner) = (LockTable::default(), LockOwner::Flock(1));

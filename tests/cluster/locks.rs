@@ -121,6 +121,7 @@ fn a_killed_holder(cluster: &Cluster) {
 
 /// A lock outlives the node beside its mount, because the session is the mount's. When the mount dies, its lock is free
 /// once the session's time is over.
+/// Holds [L6].
 fn a_killed_node_and_then_its_mount(cluster: &Cluster) {
     let mut child = holder(&cluster.at(3).join("of-a-mount"));
     let other = open(&cluster.at(1).join("of-a-mount"));

@@ -67,6 +67,7 @@ fn a_chmod_moves_the_mask(mounted: &Mounted) {
     assert_eq!(mode(&here), 0o754);
 }
 
+/// Holds [N2].
 fn a_default_list_is_inherited_in_the_umasks_place(mounted: &Mounted) {
     let (here, there) = mounted.both("team");
     fs::create_dir(&here).expect("a directory");
@@ -115,6 +116,7 @@ fn what_is_no_list_is_refused(mounted: &Mounted) {
     }
 }
 
+/// Holds [N2].
 fn a_named_user_is_let_in_and_kept_out(mounted: &Mounted) {
     let (here, there) = mounted.both("secret");
     fs::write(&here, "s").expect("a file");

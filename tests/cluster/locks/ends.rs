@@ -27,6 +27,7 @@ pub fn the_middle_of_a_range_is_given_back(cluster: &Cluster) {
 }
 
 /// What a copy of a descriptor does to a lock: a close of any ends POSIX locks, the last close ends the others.
+/// Holds [L2].
 pub fn closes_of_copies_end_what_they_should(cluster: &Cluster) {
     let paths = file(cluster, "copies");
     for (family, range, ends_with_any) in [("posix", " 0 0", true), ("ofd", " 0 0", false), ("flock", "", false)] {
@@ -77,6 +78,7 @@ pub fn a_fork_shares_all_but_posix_locks(cluster: &Cluster) {
 }
 
 /// A process that ends without a word gives back all three kinds.
+/// Holds [L2].
 pub fn an_exit_gives_back_everything(cluster: &Cluster) {
     let paths = file(cluster, "exit");
     let [mut one, mut ranges, mut whole] = [0, 1, 2].map(|mount| Puppet::at(&paths[mount]));

@@ -149,6 +149,7 @@ struct Pair {
 }
 
 /// `KEELFS_LOCK_STEPS` says how many; `KEELFS_LOCK_SEED` which.
+/// Holds [L1].
 pub fn random_locks_are_those_of_the_model(cluster: &Cluster) {
     let paths: Vec<_> = (0..PROCESSES as u64).map(|n| cluster.at(n % MOUNTS + 1).join("ranges")).collect();
     std::fs::write(&paths[0], "").expect("a write");

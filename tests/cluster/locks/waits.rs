@@ -25,6 +25,7 @@ fn unlocked(order: &str) -> String {
 }
 
 /// Waiters get the lock one after another as they came, on whatever mount, each with a higher fencing token.
+/// Holds [L3], [L8].
 pub fn waiters_are_granted_in_order(cluster: &Cluster) {
     for order in EXCLUSIVE {
         let paths = file(cluster, "in-order");
@@ -49,6 +50,7 @@ pub fn waiters_are_granted_in_order(cluster: &Cluster) {
 }
 
 /// Each holds a byte and asks for the next one's: the last to ask is told, and the others get what they wait for.
+/// Holds [L4].
 pub fn a_circle_of_waiters_is_refused(cluster: &Cluster) {
     for count in [2, 3] {
         let paths = file(cluster, "circle");
@@ -97,6 +99,7 @@ pub fn other_deadlocks_are_refused(cluster: &Cluster) {
 }
 
 /// A killed waiter leaves at once; who is behind it is granted as if it had never been.
+/// Holds [L5].
 pub fn a_killed_waiter_leaves_at_once(cluster: &Cluster) {
     for order in EXCLUSIVE {
         let paths = file(cluster, "left");
@@ -114,6 +117,7 @@ pub fn a_killed_waiter_leaves_at_once(cluster: &Cluster) {
 }
 
 /// A signal with a handler ends the wait, and the wait only.
+/// Holds [L5].
 pub fn a_signal_ends_the_wait(cluster: &Cluster) {
     for order in EXCLUSIVE {
         let paths = file(cluster, "signal");
