@@ -158,7 +158,10 @@ pub fn umount(args: UmountArgs, output: Output) -> CliResult {
 /// The words of `-o`.
 pub fn mount_options(words: &[String]) -> CliResult<MountOptions> {
     let mut options = MountOptions::default();
-    for word in words.iter().filter(|word| !word.is_empty() && !NOT_OURS.contains(&word.as_str())) {
+    let mut words: Vec<_> = words.iter().filter(|w| !w.is_empty() && !NOT_OURS.contains(&w.as_str())).collect();
+    // Whatever the order in which mount(8) hands them over, `nosuid` and `nodev` have the last word.
+    words.sort_by_key(|word| !word.starts_with("allow_"));
+    for word in words {
         options.set(word).map_err(|unknown| CliError::usage(unknown.to_string()))?;
     }
     Ok(options)
@@ -215,6 +218,7 @@ mod tests {
     fn options_of_mount8_are_passed_over_and_unknown_ones_refused() {
         let options = |line: &str| mount_options(&line.split(',').map(String::from).collect::<Vec<_>>());
         assert!(options("rw,_netdev,nofail,allow_other").unwrap().allow_other);
+        assert!(!options("nosuid,allow_suid").unwrap().setuid);
         let refused = options("rw,alow_other").unwrap_err();
         assert_eq!(refused.exit, Exit::Usage);
         assert!(refused.message.contains("alow_other"), "{refused}");
