@@ -7,13 +7,16 @@
 use super::call::{Call, changed_attributes, unexpected};
 use super::errno::{Kind, of_failure};
 use super::translate;
-use crate::fs::{Answer, AttributeChanges, Attributes, Command, Ino, Query, Reply, Usage};
+use crate::fs::{AllocateMode, Answer, AttributeChanges, Attributes, Command, Ino, Query, Reply, Usage};
 use crate::volume::Capacity;
 use bytes::Bytes;
 use fuser::Errno;
 
 /// Most bytes that one copy reply can report, in whole pages.
 const COPY_BYTES_MAX: u64 = !4095u32 as u64;
+
+/// From so many bytes on, an allocation is worth a question whether there is room.
+const DOUBTFUL_BYTES: u64 = 64 << 20;
 
 /// Where a write goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,8 +86,22 @@ impl Call {
 
     pub async fn allocate(&self, ino: Ino, handle: u64, mode: i32, offset: u64, length: u64) -> Result<(), Errno> {
         let mode = translate::allocate_mode(mode)?;
+        self.may_promise(mode, length).await?;
         let command = Command::Allocate { ino, mode, offset, length };
         self.change(ino, Some(handle), command, Bytes::new()).await.map(drop)
+    }
+
+    /// Nothing is reserved, but what is more than there is room for is refused at once.
+    async fn may_promise(&self, mode: AllocateMode, length: u64) -> Result<(), Errno> {
+        let is_promise = matches!(mode, AllocateMode::Extend | AllocateMode::KeepSize);
+        if !is_promise || length < DOUBTFUL_BYTES {
+            return Ok(());
+        }
+        let capacity = self.volume().capacity(self.deadline).await;
+        match capacity.map_err(|failure| of_failure(&failure, Kind::Change))?.free_bytes >= length {
+            true => Ok(()),
+            false => Err(Errno::ENOSPC),
+        }
     }
 
     pub async fn seek(&self, ino: Ino, offset: i64, whence: i32) -> Result<i64, Errno> {

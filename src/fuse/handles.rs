@@ -36,6 +36,11 @@ impl Handles {
         Some(Opened { handles: Some(self.clone()), ino })
     }
 
+    /// How often the inode is open here.
+    pub fn count(&self, ino: Ino) -> u64 {
+        self.counts.lock().get(&ino).copied().unwrap_or(0)
+    }
+
     /// Count a close.
     pub fn close(&self, ino: Ino) {
         let mut counts = self.counts.lock();

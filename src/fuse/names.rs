@@ -30,11 +30,18 @@ impl Call {
     /// `.` and `..` come from NFS export and `open_by_handle_at(2)` only; paths are walked by the kernel.
     pub async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attributes, Errno> {
         let query = match name.as_encoded_bytes() {
-            b"." => Query::Attributes { ino: parent },
+            b"." => return self.by_number(parent).await,
             b".." => Query::Parent { ino: parent },
             _ => Query::Lookup { parent, name: translate::name(name)? },
         };
         attributes_of(self.query(query).await?)
+    }
+
+    /// An inode that a file handle names. Without a name it is only there for who has it open.
+    async fn by_number(&self, ino: Ino) -> Result<Attributes, Errno> {
+        let found = self.attributes(ino).await?;
+        let is_gone = found.nlink == 0 && self.mounted.handles.count(ino) == 0;
+        if is_gone { Err(Errno::ESTALE) } else { Ok(found) }
     }
 
     /// `permissions`: mode and umask.
@@ -144,14 +151,18 @@ impl Call {
     /// Count an open, then look whether there is something to open.
     pub async fn open(&self, ino: Ino, flags: i32) -> Result<Opened, Errno> {
         let opened = self.hold(ino).await?;
-        match flags & libc::O_TRUNC {
-            0 => self.attributes(ino).await.map(drop)?,
+        let found = match flags & libc::O_TRUNC {
+            0 => self.attributes(ino).await?,
             _ => {
                 let changes = AttributeChanges { size: Some(0), ..AttributeChanges::default() };
-                self.submit(Command::SetAttributes { ino, changes }).await.map(drop)?
+                changed_attributes(self.submit(Command::SetAttributes { ino, changes }).await?)?
             }
+        };
+        // The space of a file without a name that nobody else has open here may be freed at any moment.
+        match found.kind == FileKind::File && found.nlink == 0 && self.mounted.handles.count(ino) <= 1 {
+            true => Err(Errno::ESTALE),
+            false => Ok(opened),
         }
-        Ok(opened)
     }
 
     async fn hold(&self, ino: Ino) -> Result<Opened, Errno> {
