@@ -25,6 +25,7 @@ struct Mounted {
     b: PathBuf,
     mounts: Vec<Mount>,
     node: Node,
+    address: SocketAddr,
     runtime: Runtime,
     _directory: tempfile::TempDir,
 }
@@ -56,7 +57,7 @@ impl Mounted {
         };
         let mounts = paths.iter().map(&mut mount).collect();
         let [a, b] = paths;
-        Mounted { a, b, mounts, node, runtime, _directory: directory }
+        Mounted { a, b, mounts, node, address, runtime, _directory: directory }
     }
 
     /// The same name on both mounts.

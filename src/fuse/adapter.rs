@@ -174,7 +174,8 @@ impl Filesystem for Adapter {
         self.offers_acls = config.capabilities().contains(ACCESS_LISTS);
         if !self.offers_acls {
             tracing::warn!(
-                "this kernel does not judge access by access lists, also not by those that are set elsewhere: upgrade to Linux 4.9 or later"
+                "this kernel judges access by modes alone, so access lists that other mounts set count for nothing on \
+                 this one: upgrade to Linux 4.9 or later"
             );
         }
         // Where a figure is too large, the kernel names the largest.

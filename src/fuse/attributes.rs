@@ -5,8 +5,8 @@
 //!
 //! `system.posix_acl_access` and `_default` are access control lists. The kernel checks who may set them and that they are
 //! valid, asks for them anew at each access check of another user than the owner, and judges by them. Cost: that question
-//! goes to the cluster each time. A descriptor is the exception: `fgetxattr(2)` shows the list as of the last path operation
-//! on this mount that met the file.
+//! goes to the cluster each time. A descriptor is the exception: the kernel keeps what `fgetxattr(2)` found until it meets
+//! the inode again (`fstat`, or a path through it).
 
 use super::call::{Call, bytes_of};
 use super::caller;
