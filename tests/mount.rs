@@ -15,6 +15,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -27,7 +28,7 @@ struct Mounted {
     node: Node,
     address: SocketAddr,
     runtime: Runtime,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Mounted {
@@ -47,17 +48,20 @@ impl Mounted {
             timing: Timing { heartbeat: ms(100), election_min: ms(400), election_max: ms(800) },
             insecure_no_tls: false,
         };
-        let mut node = runtime.block_on(Node::start(options)).expect("a node");
-        let paths = ["a", "b"].map(|name| directory.path().join(name));
-        let mut mount = |path: &PathBuf| {
-            fs::create_dir(path).expect("a directory to mount at");
-            let volume = runtime.block_on(async { node.volume("test") });
-            let options = MountOptions { allow_other: rustix::process::geteuid().is_root(), ..MountOptions::default() };
-            fuse::mount(volume, runtime.handle().clone(), path, options).expect("a mount")
-        };
-        let mounts = paths.iter().map(&mut mount).collect();
-        let [a, b] = paths;
-        Mounted { a, b, mounts, node, address, runtime, _directory: directory }
+        let node = runtime.block_on(Node::start(options)).expect("a node");
+        let [a, b] = ["a", "b"].map(|name| directory.path().join(name));
+        let mut mounted = Mounted { a, b, mounts: Vec::new(), node, address, runtime, directory };
+        mounted.mounts = ["a", "b"].map(|name| mounted.mount(name)).into();
+        mounted
+    }
+
+    fn mount(&mut self, name: &str) -> Mount {
+        let path = self.directory.path().join(name);
+        fs::create_dir_all(&path).expect("a directory to mount at");
+        let (node, runtime) = (&mut self.node, &self.runtime);
+        let volume = runtime.block_on(async { node.volume("test") });
+        let options = MountOptions { allow_other: rustix::process::geteuid().is_root(), ..MountOptions::default() };
+        fuse::mount(volume, runtime.handle().clone(), &path, options).expect("a mount")
     }
 
     /// The same name on both mounts.
@@ -100,7 +104,8 @@ fn flock(file: &File) -> bool {
 /// One story after another on one pair of mounts: a node for each would cost more than the stories.
 #[test]
 fn what_only_the_kernels_path_can_get_wrong() {
-    let mounted = Mounted::start();
+    let mut mounted = Mounted::start();
+    a_mount_that_has_ended_leaves_the_next_one_alone(&mut mounted);
     times_before_1970_keep_their_fraction(&mounted);
     lock_families_do_not_meet_and_end_with_the_descriptor(&mounted);
     a_file_that_is_replaced_is_never_missing(&mounted);
@@ -109,6 +114,21 @@ fn what_only_the_kernels_path_can_get_wrong() {
     a_mapped_page_is_written_where_it_belongs(&mounted);
     access_lists::all(&mounted);
     mounted.stop();
+}
+
+/// What was unmounted by others has ended, even if the next mount at its place was given its number.
+fn a_mount_that_has_ended_leaves_the_next_one_alone(mounted: &mut Mounted) {
+    let first = mounted.mount("c");
+    let path = first.path().to_owned();
+    let unmounted = Command::new("fusermount3").arg("-u").arg(&path).status().expect("fusermount3");
+    assert!(unmounted.success());
+    mounted.runtime.block_on(first.ended()).expect("an end");
+    let second = mounted.mount("c");
+    fs::write(path.join("file"), "content").expect("a write");
+    first.unmount().expect("there is nothing to unmount");
+    assert_eq!(fs::read_to_string(path.join("file")).expect("the next mount"), "content");
+    fs::remove_file(path.join("file")).expect("an unlink");
+    second.unmount().expect("an unmount");
 }
 
 fn times_before_1970_keep_their_fraction(mounted: &Mounted) {

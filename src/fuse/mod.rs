@@ -154,6 +154,10 @@ impl Mount {
 
     /// Take our mount out of the tree, unless it is out already.
     fn detach(&self) -> Result<(), MountError> {
+        // Then what is there now is another one, and it may well have our number: the kernel gives the lowest that is free.
+        if matches!(*self.end.borrow(), Some(Ok(()))) {
+            return Ok(());
+        }
         let above = table::mounted_at(&self.path).map(|entry| entry.device);
         match self.device.is_some() && above == self.device {
             true => mounts::unmount(&self.path),
