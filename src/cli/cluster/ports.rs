@@ -2,17 +2,30 @@
 
 use crate::cli::error::{CliError, CliResult};
 use std::fs;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
 
-/// Refuses with the taken address and, where /proc tells, its holder.
+/// A process that was killed listens until the last of its threads has ended, which may have to wait for a disk; /proc
+/// does not show what it holds any more.
+const ENDING_TIME: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Refuses with the taken address and, where /proc tells, its holder. Waits a little for a holder that is not to be seen.
 pub fn must_be_free(address: SocketAddr, option: &str) -> CliResult {
-    match TcpListener::bind(address) {
-        Ok(_) => Ok(()),
-        Err(why) if why.kind() == std::io::ErrorKind::AddrInUse => {
-            let holder = holder(address.port()).map(|who| format!(" by {who}")).unwrap_or_default();
-            Err(CliError::failed(format!("{address} is taken{holder}: stop that, or choose other ports with {option}")))
+    let until = Instant::now() + ENDING_TIME;
+    loop {
+        let taken = match TcpListener::bind(address) {
+            Ok(_) => return Ok(()),
+            Err(why) if why.kind() == ErrorKind::AddrInUse => holder(address.port()),
+            Err(why) => return Err(CliError::failed(format!("cannot listen on {address}: {why}"))),
+        };
+        if taken.is_some() || Instant::now() >= until {
+            let by = taken.map(|who| format!(" by {who}")).unwrap_or_default();
+            let message = format!("{address} is taken{by}: stop that, or choose other ports with {option}");
+            return Err(CliError::failed(message));
         }
-        Err(why) => Err(CliError::failed(format!("cannot listen on {address}: {why}"))),
+        std::thread::sleep(LOOK_EVERY);
     }
 }
 
