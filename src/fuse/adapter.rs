@@ -360,11 +360,13 @@ impl Filesystem for Adapter {
         offset: u64,
         size: u32,
         _: OpenFlags,
-        _: Option<fuser::LockOwner>,
+        caller: Option<fuser::LockOwner>,
         reply: ReplyData,
     ) {
+        // Only a read into a caller's buffer says whose it is (fs/fuse/file.c, `fuse_send_read`).
+        let fills_pages = caller.is_none();
         self.run(request, size as usize, reply, move |call| async move {
-            call.read(ino(inode), handle.0, offset, size).await
+            call.read(ino(inode), handle.0, (offset, size), fills_pages).await
         });
     }
 

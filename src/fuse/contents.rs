@@ -38,9 +38,18 @@ impl Target {
 }
 
 impl Call {
-    pub async fn read(&self, ino: Ino, handle: u64, offset: u64, length: u32) -> Result<Bytes, Errno> {
+    /// `fills_pages`: for the page cache, not for a caller's buffer.
+    pub async fn read(
+        &self,
+        ino: Ino,
+        handle: u64,
+        (offset, length): (u64, u32),
+        fills_pages: bool,
+    ) -> Result<Bytes, Errno> {
         self.lock_session(ino, handle).await?;
-        self.mounted.direct_writes.read(ino, offset, u64::from(length));
+        if fills_pages {
+            self.mounted.direct_writes.filled(ino, offset, u64::from(length));
+        }
         let read = self.volume().read_as(ino, offset, length, self.mounted.freshness, self.deadline).await;
         read.map(|(_, bytes)| bytes).map_err(|failure| of_failure(&failure, Kind::Question))
     }
@@ -86,19 +95,21 @@ impl Call {
 
     pub async fn allocate(&self, ino: Ino, handle: u64, mode: i32, offset: u64, length: u64) -> Result<(), Errno> {
         let mode = translate::allocate_mode(mode)?;
-        self.may_promise(mode, length).await?;
+        self.may_promise(ino, mode, length).await?;
         let command = Command::Allocate { ino, mode, offset, length };
         self.change(ino, Some(handle), command, Bytes::new()).await.map(drop)
     }
 
     /// Nothing is reserved, but what is more than there is room for is refused at once.
-    async fn may_promise(&self, mode: AllocateMode, length: u64) -> Result<(), Errno> {
+    async fn may_promise(&self, ino: Ino, mode: AllocateMode, length: u64) -> Result<(), Errno> {
         let is_promise = matches!(mode, AllocateMode::Extend | AllocateMode::KeepSize);
         if !is_promise || length < DOUBTFUL_BYTES {
             return Ok(());
         }
         let capacity = self.volume().capacity(self.deadline).await;
-        match capacity.map_err(|failure| of_failure(&failure, Kind::Change))?.free_bytes >= length {
+        let free = capacity.map_err(|failure| of_failure(&failure, Kind::Change))?.free_bytes;
+        // What the file has already, of this range or another, needs no new room.
+        match free >= length || free.saturating_add(self.attributes(ino).await?.allocated) >= length {
             true => Ok(()),
             false => Err(Errno::ENOSPC),
         }

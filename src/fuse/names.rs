@@ -11,11 +11,9 @@ use super::errno::{Kind, of_failure};
 use super::handles::Opened;
 use super::translate;
 use crate::fs::{
-    AclKind, AttributeChanges, Attributes, Command, Credentials, FileKind, Ino, Name, NewNode, Place, Query, Refusal,
-    RenameMode,
+    AttributeChanges, Attributes, Command, Credentials, FileKind, Ino, Name, NewNode, Place, Query, Refusal, RenameMode,
 };
 use crate::volume::{Failure, Freshness};
-use bytes::Bytes;
 use fuser::Errno;
 use std::ffi::OsStr;
 
@@ -124,10 +122,9 @@ impl Call {
     async fn open_existing(&self, place: &Place, flags: i32) -> Result<(Attributes, Opened), Errno> {
         let query = Query::Lookup { parent: place.parent, name: place.name.clone() };
         let found = self.query(query).await.and_then(attributes_of).map_err(|_| Errno::ESTALE)?;
-        if found.kind != FileKind::File
-            || !may_plainly_open(&found, self.credentials, flags)
-            || !(found.uid == self.credentials.uid || self.has_only_its_mode(&found).await?)
-        {
+        // Another's file also for the sake of fs.protected_regular, and of its access list.
+        let is_own = found.kind == FileKind::File && found.uid == self.credentials.uid;
+        if !is_own || !may_plainly_open(&found, self.credentials, flags) {
             return Err(Errno::ESTALE);
         }
         let opened = self.open(found.ino, flags).await?;
@@ -138,31 +135,19 @@ impl Call {
         Ok((attributes, opened))
     }
 
-    /// Had this inode no access list when it had these attributes? `false` also if it has changed since.
-    async fn has_only_its_mode(&self, seen: &Attributes) -> Result<bool, Errno> {
-        let name = Bytes::from_static(AclKind::Access.name());
-        match self.query(Query::Xattr { ino: seen.ino, name }).await {
-            Err(Errno::ENODATA) => Ok(self.attributes(seen.ino).await?.change == seen.change),
-            Ok(_) => Ok(false),
-            Err(other) => Err(other),
-        }
-    }
-
     /// Count an open, then look whether there is something to open.
     pub async fn open(&self, ino: Ino, flags: i32) -> Result<Opened, Errno> {
         let opened = self.hold(ino).await?;
-        let found = match flags & libc::O_TRUNC {
-            0 => self.attributes(ino).await?,
+        // A file that has lost its name since the kernel looked it up is opened all the same: the kernel walks a path only
+        // twice, and who opens a file that others keep replacing would meet ESTALE.
+        match flags & libc::O_TRUNC {
+            0 => self.attributes(ino).await.map(drop)?,
             _ => {
                 let changes = AttributeChanges { size: Some(0), ..AttributeChanges::default() };
-                changed_attributes(self.submit(Command::SetAttributes { ino, changes }).await?)?
+                self.submit(Command::SetAttributes { ino, changes }).await.map(drop)?
             }
-        };
-        // The space of a file without a name that nobody else has open here may be freed at any moment.
-        match found.kind == FileKind::File && found.nlink == 0 && self.mounted.handles.count(ino) <= 1 {
-            true => Err(Errno::ESTALE),
-            false => Ok(opened),
         }
+        Ok(opened)
     }
 
     async fn hold(&self, ino: Ino) -> Result<Opened, Errno> {

@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 
 /// Bytes of writes that are remembered on one mount.
 const REMEMBERED_BYTES_MAX: usize = 16 << 20;
-/// How long a write is remembered after its answer.
-const REMEMBERED_TIME: Duration = Duration::from_secs(5);
+/// How long a write is remembered after its answer: the kernel drops the pages as soon as it has that. Short, because what
+/// a program stores into a page that was not dropped after all (older kernels, asynchronous writes) must not be undone.
+const REMEMBERED_TIME: Duration = Duration::from_millis(250);
 const PAGE_BYTES: u64 = 4096;
 
 /// The direct writes of one mount that pages may still be older than.
@@ -73,8 +74,8 @@ impl DirectWrites {
         state.forget_old(now);
     }
 
-    /// The kernel reads this range: pages that it fills from it have seen every write that was answered before.
-    pub fn read(&self, ino: Ino, offset: u64, length: u64) {
+    /// The kernel fills its pages of this range: they have seen every write that was answered before.
+    pub fn filled(&self, ino: Ino, offset: u64, length: u64) {
         let mut state = self.state.lock();
         let Some(writes) = state.writes.get_mut(&ino) else { return };
         // A page that is read only in part does not come into the page cache by that.
@@ -186,7 +187,7 @@ mod tests {
         assert_eq!(writes.laid_over(Ino(8), 0, b"........").as_ref(), b"........");
         new.answered();
         assert_eq!(writes.laid_over(INO, 0, b"........").as_ref(), b"..new...", "answered");
-        writes.read(INO, 0, PAGE_BYTES);
+        writes.filled(INO, 0, PAGE_BYTES);
         assert_eq!(writes.laid_over(INO, 0, b"........").as_ref(), b"........", "read since");
         assert_eq!(writes.state.lock().bytes, 0);
     }
@@ -196,15 +197,15 @@ mod tests {
         static DATA: [u8; 2 * PAGE_BYTES as usize] = [1; 2 * PAGE_BYTES as usize];
         let writes = DirectWrites::default();
         let two_pages = sent(&writes, PAGE_BYTES, &DATA);
-        writes.read(INO, 0, 8 * PAGE_BYTES);
+        writes.filled(INO, 0, 8 * PAGE_BYTES);
         two_pages.answered();
-        writes.read(INO, PAGE_BYTES + 1, PAGE_BYTES);
+        writes.filled(INO, PAGE_BYTES + 1, PAGE_BYTES);
         assert_eq!(writes.state.lock().bytes, DATA.len());
-        writes.read(INO, 2 * PAGE_BYTES, PAGE_BYTES);
+        writes.filled(INO, 2 * PAGE_BYTES, PAGE_BYTES);
         assert_eq!(writes.laid_over(INO, PAGE_BYTES, &[0]).as_ref(), [1]);
         assert_eq!(writes.laid_over(INO, 2 * PAGE_BYTES, &[0]).as_ref(), [0]);
         assert_eq!(writes.state.lock().bytes, PAGE_BYTES as usize);
-        writes.read(INO, PAGE_BYTES, PAGE_BYTES);
+        writes.filled(INO, PAGE_BYTES, PAGE_BYTES);
         let state = writes.state.lock();
         assert_eq!((state.bytes, state.writes.len()), (0, 0));
     }
