@@ -6,6 +6,9 @@
 //! other page. But a page that was dropped comes back only by a read, so: a written-back page that overlaps a
 //! write, with no read of it after that write was answered, is older than the write, and the write's bytes are put over it.
 //!
+//! Not covered: appends, whose place is not known before the answer; and a page and a write that are on their way at once,
+//! which nobody puts in order.
+//!
 //! What is remembered is bounded in bytes and in time; the kernel drops the pages as soon as it has the answer.
 
 use crate::fs::Ino;

@@ -108,7 +108,7 @@ pub fn time_change(time: TimeOrNow) -> TimeChange {
     }
 }
 
-/// Unknown flags and combinations that `renameat2(2)` excludes are refused.
+/// Unknown flags and combinations are refused; of those that `renameat2(2)` allows, `NOREPLACE` with `WHITEOUT` is not offered.
 pub fn rename_mode(flags: RenameFlags) -> Result<RenameMode, Errno> {
     match flags.bits() {
         0 => Ok(RenameMode::Replace),
