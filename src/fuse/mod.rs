@@ -1,8 +1,8 @@
 //! The tree as a directory of this machine: the only user of fuser.
 //!
 //! A request of the kernel becomes a command or a query to the [`Volume`], in a task of its own, and the answer goes
-//! back from there. The files: [`adapter`] has one handler for each request, [`respond`] one way to answer them all;
-//! [`names`], [`contents`], [`attributes`], [`directory`] and [`locks`] say what a request means; [`translate`], [`errno`]
+//! back from there. The files: [`requests`] has one handler for each request, [`adapter`] makes a task of it, [`respond`] is one
+//! way to answer them all; [`names`], [`contents`], [`attributes`], [`directory`] and [`locks`] say what a request means; [`translate`], [`errno`]
 //! and [`wire`] know the kernel's types; [`waiting`] keeps callers killable; [`caller`] knows their groups; [`handles`] counts
 //! opens, and [`lock_table`] locks; [`overlay`] keeps mapped pages from undoing writes; [`options`] and [`mounts`] mount.
 //!
@@ -33,6 +33,7 @@ mod mounts;
 mod names;
 mod options;
 mod overlay;
+mod requests;
 mod respond;
 pub mod table;
 mod translate;
