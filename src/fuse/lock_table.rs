@@ -41,6 +41,8 @@ struct Dealing {
     asker: Asker,
     /// Requests without an outcome.
     asking: usize,
+    /// Those of them that nobody waits for any more: what they get is given back.
+    undoing: usize,
     /// The newest grant, as a number of [`State::grants`], if it holds anything.
     granted: Option<u64>,
 }
@@ -70,31 +72,40 @@ impl LockTable {
         }
         match all.iter_mut().find(|dealing| dealing.asker == asker) {
             Some(dealing) => dealing.asking += 1,
-            None => all.push(Dealing { asker, asking: 1, granted: None }),
+            None => all.push(Dealing { asker, asking: 1, undoing: 0, granted: None }),
         }
         Begin::Counted
     }
 
     /// A counted request has come to its end. `holds`: it got the lock, or may have.
     pub fn end(&self, ino: Ino, asker: Asker, holds: bool) {
-        let mut state = self.state.lock();
-        state.grants += holds as u64;
-        let grants = state.grants;
-        let Some(all) = state.dealings.get_mut(&ino) else { return };
-        if let Some(dealing) = all.iter_mut().find(|dealing| dealing.asker == asker) {
-            dealing.asking = dealing.asking.saturating_sub(1);
-            dealing.granted = if holds { Some(grants) } else { dealing.granted };
-        }
-        tidy(&mut state, ino);
+        self.state.lock().end(ino, asker, holds);
     }
 
-    /// Does the owner of this one request hold nothing on the inode, and ask for nothing else?
-    pub fn is_alone(&self, ino: Ino, owner: LockOwner) -> bool {
-        let state = self.state.lock();
-        let own = state.dealings.get(&ino).into_iter().flatten().filter(|dealing| dealing.asker.owner == owner);
-        let (asking, holds) =
-            own.fold((0, false), |(asking, holds), d| (asking + d.asking, holds || d.granted.is_some()));
-        asking <= 1 && !holds
+    /// Nobody waits for a counted request any more.
+    pub fn abandon(&self, ino: Ino, asker: Asker) {
+        let mut state = self.state.lock();
+        if let Some(dealing) = state.dealing(ino, asker) {
+            dealing.undoing += 1;
+        }
+    }
+
+    /// What an abandoned request got: is that all that its owner has on the inode, beside what other abandoned requests
+    /// got? Then it is to be given back, and the request stays counted until [`LockTable::undone`]. If not, the one cannot
+    /// be told from the other, and counts as held from now on: it goes with the owner's close.
+    pub fn is_to_be_given_back(&self, ino: Ino, asker: Asker) -> bool {
+        let mut state = self.state.lock();
+        let mut own = state.dealings.get(&ino).into_iter().flatten().filter(|d| d.asker.owner == asker.owner);
+        let is_in_use = own.any(|dealing| dealing.granted.is_some() || dealing.asking > dealing.undoing);
+        if is_in_use {
+            state.undone(ino, asker, true);
+        }
+        !is_in_use
+    }
+
+    /// An abandoned request has got nothing, or that has been given back.
+    pub fn undone(&self, ino: Ino, asker: Asker) {
+        self.state.lock().undone(ino, asker, false);
     }
 
     /// The session that locks were taken in through this handle.
@@ -189,6 +200,29 @@ impl LockTable {
     }
 }
 
+impl State {
+    fn end(&mut self, ino: Ino, asker: Asker, holds: bool) {
+        self.grants += holds as u64;
+        let grants = self.grants;
+        if let Some(dealing) = self.dealing(ino, asker) {
+            dealing.asking = dealing.asking.saturating_sub(1);
+            dealing.granted = if holds { Some(grants) } else { dealing.granted };
+        }
+        tidy(self, ino);
+    }
+
+    fn undone(&mut self, ino: Ino, asker: Asker, holds: bool) {
+        if let Some(dealing) = self.dealing(ino, asker) {
+            dealing.undoing = dealing.undoing.saturating_sub(1);
+        }
+        self.end(ino, asker, holds);
+    }
+
+    fn dealing(&mut self, ino: Ino, asker: Asker) -> Option<&mut Dealing> {
+        self.dealings.get_mut(&ino)?.iter_mut().find(|dealing| dealing.asker == asker)
+    }
+}
+
 /// Drop what is neither held nor asked for.
 fn tidy(state: &mut State, ino: Ino) {
     let Some(all) = state.dealings.get_mut(&ino) else { return };
@@ -275,12 +309,42 @@ mod tests {
             let (table, asker) = (LockTable::default(), asker(LockOwner::Posix(1), 3));
             assert_eq!(table.begin(INO, asker), Begin::Counted);
             assert_eq!(table.begin(INO, asker), Begin::Counted);
-            assert!(!table.is_alone(INO, asker.owner));
             table.end(INO, asker, granted_first);
-            assert_eq!(table.is_alone(INO, asker.owner), !granted_first);
             table.end(INO, asker, !granted_first);
             assert_eq!(table.flushed(INO, 1), [asker.owner]);
         }
+    }
+
+    /// Threads of one owner, killed: what each got goes, unless another one may be using it.
+    #[test]
+    fn what_killed_waiters_got_is_given_back_unless_others_use_it() {
+        let (table, asker) = (LockTable::default(), asker(LockOwner::Posix(1), 3));
+        let abandoned = || {
+            assert_eq!(table.begin(INO, asker), Begin::Counted);
+            table.abandon(INO, asker);
+        };
+        // Two at once: neither stays for the sake of the other.
+        abandoned();
+        abandoned();
+        assert!(table.is_to_be_given_back(INO, asker));
+        assert!(table.is_to_be_given_back(INO, asker));
+        table.undone(INO, asker);
+        table.undone(INO, asker);
+        assert!(table.state.lock().dealings.is_empty());
+        // A third thread lives.
+        abandoned();
+        assert_eq!(table.begin(INO, asker), Begin::Counted);
+        assert!(!table.is_to_be_given_back(INO, asker));
+        table.end(INO, asker, false);
+        assert_eq!(table.flushed(INO, 1), [asker.owner], "it goes with the close");
+        table.has_left(INO);
+        // The close came first.
+        take(&table, asker);
+        abandoned();
+        assert_eq!(table.flushed(INO, 1), [asker.owner]);
+        assert!(table.is_to_be_given_back(INO, asker));
+        table.undone(INO, asker);
+        assert!(table.state.lock().dealings.is_empty());
     }
 
     /// One thread unlocks or closes while another one's request is on its way: what that gets is not forgotten.

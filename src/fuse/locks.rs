@@ -291,6 +291,7 @@ impl Drop for Attempt {
         }
         let (mounted, wish, asker, task) = (self.mounted.clone(), self.wish, self.asker, self.task.take());
         mounted.locks.leaves(wish.ino);
+        mounted.locks.abandon(wish.ino, asker);
         let runtime = mounted.runtime.clone();
         runtime.spawn(async move {
             if let Some(task) = task {
@@ -315,16 +316,17 @@ impl Mounted {
         })
     }
 
-    /// Give back what a request got that nobody waits for any more. Where its owner holds or asks for more on the inode,
-    /// the one cannot be told from the other: then it goes with the owner's close.
+    /// Give back what a request got that nobody waits for any more, unless others of its owner may be using it.
     async fn undo(&self, wish: Wish, asker: Asker) {
         self.locks.cancelling();
         let got = matches!(self.insist(wish.cancel()).await, Some(Reply::Locked { .. }));
-        let alone = self.locks.is_alone(wish.ino, wish.owner);
-        if got && alone {
+        if got && !self.locks.is_to_be_given_back(wish.ino, asker) {
+            return;
+        }
+        if got {
             self.insist(Wish { mode: LockMode::Unlock, wait: false, ..wish }.command()).await;
         }
-        self.locks.end(wish.ino, asker, got && !alone);
+        self.locks.undone(wish.ino, asker);
     }
 
     /// Submit until the cluster has said something. The commands of this room may be repeated.
