@@ -24,6 +24,14 @@ pub enum Removal {
     Directory,
 }
 
+/// How a name is to be moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renaming {
+    pub mode: RenameMode,
+    /// Nothing may be replaced.
+    pub only_if_free: bool,
+}
+
 impl Call {
     /// `.` and `..` come from NFS export and `open_by_handle_at(2)` only; paths are walked by the kernel.
     pub async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attributes, Errno> {
@@ -72,9 +80,9 @@ impl Call {
         }
     }
 
-    pub async fn rename(&self, from: Place, to: Place, mode: RenameMode) -> Result<(), Errno> {
+    pub async fn rename(&self, from: Place, to: Place, how: Renaming) -> Result<(), Errno> {
         let mut moved = self.glance(&from).await?;
-        let mut replaced = self.replaced(&to, mode, Look::Near).await?;
+        let mut replaced = self.replaced(&to, how, Look::Near).await?;
         loop {
             self.may_remove(from.parent, &moved).await?;
             if let Some(Some(replaced)) = &replaced {
@@ -82,11 +90,12 @@ impl Call {
             }
             let seen = (Some(moved.ino), replaced.map(|there| there.map(|found| found.ino)));
             let places = (from.clone(), to.clone());
+            let mode = how.mode;
             let command = Command::Rename { from: places.0, to: places.1, mode, moved: seen.0, replaced: seen.1 };
             match self.try_submit(command).await {
                 Err(Failure::Refused(Refusal::Raced)) if !self.is_late() => {
                     moved = self.sight(&from).await?;
-                    replaced = self.replaced(&to, mode, Look::True).await?;
+                    replaced = self.replaced(&to, how, Look::True).await?;
                 }
                 outcome => return outcome.map(drop).map_err(|failure| of_failure(&failure, Kind::Change)),
             }
@@ -160,19 +169,25 @@ impl Call {
     }
 
     /// In a sticky directory the kernel has judged by the file that it saw at the name. If there is one of somebody else
-    /// now, that is another file: `ESTALE` sends the kernel to look and judge again.
+    /// now, that is another file: `ESTALE` sends the kernel to look and judge again. It does so once, so the nearest state
+    /// may only allow; what it would refuse is looked at as it truly is.
     async fn may_remove(&self, directory: Ino, file: &Attributes) -> Result<(), Errno> {
         let caller = self.credentials.uid;
         if caller == 0 || caller == file.uid {
             return Ok(());
         }
-        let answer = self.volume().peek(Query::Attributes { ino: directory }, self.deadline).await;
-        let directory = attributes_of(answer.map_err(|failure| of_failure(&failure, Kind::Change))?)?;
-        let is_open_to_all = directory.mode & libc::S_ISVTX == 0;
-        match is_open_to_all || caller == directory.uid || caller::acts_as_owner(self.tid) {
-            true => Ok(()),
-            false => Err(Errno::ESTALE),
+        let near = self.volume().peek(Query::Attributes { ino: directory }, self.deadline).await;
+        let near = near.map_err(|failure| of_failure(&failure, Kind::Change)).and_then(attributes_of)?;
+        if !is_restricted(&near, file, caller) || caller::acts_as_owner(self.tid) {
+            return Ok(());
         }
+        let (directory, file) = (self.truly(directory).await?, self.truly(file.ino).await?);
+        if is_restricted(&directory, &file, caller) { Err(Errno::ESTALE) } else { Ok(()) }
+    }
+
+    async fn truly(&self, ino: Ino) -> Result<Attributes, Errno> {
+        let answer = self.try_query(Query::Attributes { ino }).await;
+        answer.map_err(|failure| of_failure(&failure, Kind::Change)).and_then(attributes_of)
     }
 
     /// What is at a name as the nearest state has it, or as it truly is if that knows nothing.
@@ -197,18 +212,22 @@ impl Call {
     }
 
     /// What a rename expects at its target; `NoReplace` expects nothing, and apply says so itself.
-    async fn replaced(&self, to: &Place, mode: RenameMode, look: Look) -> Result<Option<Option<Attributes>>, Errno> {
-        match (mode, look) {
-            (RenameMode::NoReplace, _) => Ok(None),
-            (RenameMode::Exchange, Look::Near) => Ok(Some(Some(self.glance(to).await?))),
-            (RenameMode::Exchange, Look::True) => Ok(Some(Some(self.sight(to).await?))),
-            (RenameMode::Replace | RenameMode::Whiteout, Look::Near) => Ok(Some(self.near(to).await)),
+    async fn replaced(&self, to: &Place, how: Renaming, look: Look) -> Result<Option<Option<Attributes>>, Errno> {
+        let there = match (how.mode, look) {
+            (RenameMode::NoReplace, _) => return Ok(None),
+            (RenameMode::Exchange, Look::Near) => Some(self.glance(to).await?),
+            (RenameMode::Exchange, Look::True) => Some(self.sight(to).await?),
+            // To expect nothing is safe; if that was wrong, it is looked at truly.
+            (RenameMode::Replace | RenameMode::Whiteout, Look::Near) if how.only_if_free => None,
+            (RenameMode::Replace | RenameMode::Whiteout, Look::Near) => self.near(to).await,
             (RenameMode::Replace | RenameMode::Whiteout, Look::True) => match self.sight(to).await {
-                Ok(found) => Ok(Some(Some(found))),
-                Err(Errno::ENOENT) => Ok(Some(None)),
-                Err(other) => Err(other),
+                Ok(_) if how.only_if_free => return Err(Errno::EEXIST),
+                Ok(found) => Some(found),
+                Err(Errno::ENOENT) => None,
+                Err(other) => return Err(other),
             },
-        }
+        };
+        Ok(Some(there))
     }
 }
 
@@ -217,6 +236,11 @@ impl Call {
 enum Look {
     Near,
     True,
+}
+
+/// Does the directory keep this caller, who is not privileged, from removing this file?
+fn is_restricted(directory: &Attributes, file: &Attributes, caller: u32) -> bool {
+    directory.mode & libc::S_ISVTX != 0 && ![directory.uid, file.uid].contains(&caller)
 }
 
 fn remove_command(place: &Place, expected: Option<Ino>, removal: Removal) -> Command {

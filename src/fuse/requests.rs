@@ -98,7 +98,7 @@ impl Filesystem for Adapter {
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
         self.run(request, 0, reply, move |call| async move {
             let (from, to) = (names::place(ino(parent), &name)?, names::place(ino(new_parent), &new_name)?);
-            call.rename(from, to, translate::rename_mode(flags)?).await
+            call.rename(from, to, translate::renaming(flags)?).await
         });
     }
 

@@ -4,6 +4,7 @@
 //! the kernel means 1.2 s before it. The pair can be read back out of the wrong value, which [`timestamp`] does; should
 //! a later fuser be right, that function is the one to change (its test says so). fuser's way out is correct.
 
+use super::names::Renaming;
 use crate::fs::{
     AllocateMode, Attributes, FileKind, Ino, LockMode, LockRange, Name, NewNode, RenameMode, TimeChange, Timestamp,
     XattrMode,
@@ -108,15 +109,18 @@ pub fn time_change(time: TimeOrNow) -> TimeChange {
     }
 }
 
-/// Unknown flags and combinations are refused; of those that `renameat2(2)` allows, `NOREPLACE` with `WHITEOUT` is not offered.
-pub fn rename_mode(flags: RenameFlags) -> Result<RenameMode, Errno> {
-    match flags.bits() {
-        0 => Ok(RenameMode::Replace),
-        libc::RENAME_NOREPLACE => Ok(RenameMode::NoReplace),
-        libc::RENAME_EXCHANGE => Ok(RenameMode::Exchange),
-        libc::RENAME_WHITEOUT => Ok(RenameMode::Whiteout),
-        _ => Err(Errno::EINVAL),
-    }
+/// What `renameat2(2)` asks for. Unknown flags are refused, and what it refuses itself: to exchange and something else.
+pub fn renaming(flags: RenameFlags) -> Result<Renaming, Errno> {
+    const FREE_WHITEOUT: u32 = libc::RENAME_NOREPLACE | libc::RENAME_WHITEOUT;
+    let (mode, only_if_free) = match flags.bits() {
+        0 => (RenameMode::Replace, false),
+        libc::RENAME_NOREPLACE => (RenameMode::NoReplace, true),
+        libc::RENAME_EXCHANGE => (RenameMode::Exchange, false),
+        libc::RENAME_WHITEOUT => (RenameMode::Whiteout, false),
+        FREE_WHITEOUT => (RenameMode::Whiteout, true),
+        _ => return Err(Errno::EINVAL),
+    };
+    Ok(Renaming { mode, only_if_free })
 }
 
 pub fn allocate_mode(mode: i32) -> Result<AllocateMode, Errno> {
@@ -209,9 +213,8 @@ mod tests {
 
     #[test]
     fn unknown_flags_are_refused() {
-        assert_eq!(rename_mode(RenameFlags::RENAME_WHITEOUT), Ok(RenameMode::Whiteout));
-        assert_eq!(rename_mode(RenameFlags::RENAME_WHITEOUT | RenameFlags::RENAME_EXCHANGE), Err(Errno::EINVAL));
-        assert_eq!(rename_mode(RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE), Err(Errno::EINVAL));
+        assert_eq!(renaming(RenameFlags::RENAME_WHITEOUT | RenameFlags::RENAME_EXCHANGE), Err(Errno::EINVAL));
+        assert_eq!(renaming(RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE), Err(Errno::EINVAL));
         assert_eq!(allocate_mode(libc::FALLOC_FL_PUNCH_HOLE), Err(Errno::EOPNOTSUPP));
         assert_eq!(xattr_mode(libc::XATTR_CREATE | libc::XATTR_REPLACE), Err(Errno::EINVAL));
     }

@@ -168,6 +168,11 @@ fn whiteout(ground: &Ground) {
         Ok(()) => {
             let left = fs::symlink_metadata(ground.there.join("old")).expect("what is left behind");
             assert!(left.file_type().is_char_device() && left.rdev() == 0, "a whiteout is the character device 0, 0");
+            let (newer, only_if_free) = (ground.here.join("newer"), libc::RENAME_WHITEOUT | libc::RENAME_NOREPLACE);
+            assert_eq!(rename(&new, &old, only_if_free), Err(libc::EEXIST));
+            rename(&new, &newer, only_if_free).expect("a rename that leaves a whiteout and replaces nothing");
+            assert!(fs::symlink_metadata(&new).expect("what is left behind").file_type().is_char_device());
+            assert!(ground.there.join("newer").is_file());
         }
         Err(libc::EINVAL) => {
             assert!(ground.there.join("old").exists() && !ground.there.join("new").exists());
