@@ -8,15 +8,19 @@ use super::call::{Call, changed_attributes, unexpected};
 use super::errno::{Kind, of_failure};
 use super::translate;
 use crate::fs::{AllocateMode, Answer, AttributeChanges, Attributes, Command, Ino, Query, Reply, Usage};
-use crate::volume::Capacity;
+use crate::volume::{Capacity, Failure};
 use bytes::Bytes;
 use fuser::Errno;
+use std::time::{Duration, Instant};
 
 /// Most bytes that one copy reply can report, in whole pages.
 const COPY_BYTES_MAX: u64 = !4095u32 as u64;
 
 /// From so many bytes on, an allocation is worth a question whether there is room.
 const DOUBTFUL_BYTES: u64 = 64 << 20;
+
+/// How long `statfs(2)` looks for a majority. Longer than a read takes, shorter than who looks at a broken cluster waits.
+const CAPACITY_TIME: Duration = Duration::from_secs(2);
 
 /// Where a write goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,11 +143,20 @@ impl Call {
         }
     }
 
-    /// Of the disk of the node that answers, and of all files.
+    /// Of the disk of the node that answers, and of all files. Without a majority they are the files as that node knows
+    /// them: what its disk has left is its own word anyway, and who looks at a broken cluster looks at `df` first.
     pub async fn capacity(&self) -> Result<(Capacity, Usage), Errno> {
-        let Answer::Usage(usage) = self.query(Query::Usage).await? else { return Err(Errno::EIO) };
-        let capacity = self.volume().capacity(self.deadline).await;
-        Ok((capacity.map_err(|failure| of_failure(&failure, Kind::Question))?, usage))
+        let question = |failure| of_failure(&failure, Kind::Question);
+        let soon = self.deadline.min(Instant::now() + CAPACITY_TIME);
+        let usage = match self.volume().query(Query::Usage, soon).await {
+            Err(Failure::NoMajority) => self.volume().peek(Query::Usage, self.deadline).await,
+            told => told,
+        };
+        let usage = match usage.map_err(question)? {
+            Answer::Usage(usage) => usage,
+            other => return Err(unexpected(&other)),
+        };
+        Ok((self.volume().capacity(self.deadline).await.map_err(question)?, usage))
     }
 }
 

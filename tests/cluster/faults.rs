@@ -257,13 +257,16 @@ fn highest_term(cluster: &Cluster) -> u64 {
 }
 
 /// Three of five are gone: nothing is acknowledged, callers can be killed, and the rest resumes by itself.
-/// Holds [Q1], [Q3].
+/// Holds [N10], [Q1], [Q3].
 #[test]
 fn without_a_majority_writes_wait_and_fail_and_resume_when_one_returns() {
     let cluster = Cluster::start(5, [1, 2]);
     let (file, dead) = (cluster.at(1).join("file"), [3, 4, 5]);
     fs::write(&file, "before").expect("a write");
+    let files = || rustix::fs::statvfs(cluster.at(1)).map(|told| told.f_files - told.f_ffree);
+    let before = files().expect("statfs");
     cluster.kill(&dead);
+    assert_eq!(files(), Ok(before), "df is told what the nearest node knows");
 
     let mut caller = std::process::Command::new("sh");
     caller
