@@ -56,11 +56,17 @@ impl Mounted {
     }
 
     fn mount(&mut self, name: &str) -> Mount {
+        self.mount_with(name, &[])
+    }
+
+    fn mount_with(&mut self, name: &str, words: &[&str]) -> Mount {
         let path = self.directory.path().join(name);
         fs::create_dir_all(&path).expect("a directory to mount at");
         let (node, runtime) = (&mut self.node, &self.runtime);
         let volume = runtime.block_on(async { node.volume("test") });
-        let options = MountOptions { allow_other: rustix::process::geteuid().is_root(), ..MountOptions::default() };
+        let allow_other = rustix::process::geteuid().is_root();
+        let mut options = MountOptions { allow_other, ..MountOptions::default() };
+        options.take(words).expect("known words");
         fuse::mount(volume, runtime.handle().clone(), &path, options).expect("a mount")
     }
 
@@ -106,6 +112,7 @@ fn flock(file: &File) -> bool {
 fn what_only_the_kernels_path_can_get_wrong() {
     let mut mounted = Mounted::start();
     a_mount_that_has_ended_leaves_the_next_one_alone(&mut mounted);
+    a_remount_changes_what_it_names(&mut mounted);
     times_before_1970_keep_their_fraction(&mounted);
     lock_families_do_not_meet_and_end_with_the_descriptor(&mounted);
     a_file_that_is_replaced_is_never_missing(&mounted);
@@ -129,6 +136,26 @@ fn a_mount_that_has_ended_leaves_the_next_one_alone(mounted: &mut Mounted) {
     assert_eq!(fs::read_to_string(path.join("file")).expect("the next mount"), "content");
     fs::remove_file(path.join("file")).expect("an unlink");
     second.unmount().expect("an unmount");
+}
+
+/// As `mount -o remount` without a line in fstab has it: only what is to change is named.
+fn a_remount_changes_what_it_names(mounted: &mut Mounted) {
+    if !rustix::process::geteuid().is_root() {
+        return println!("a remount is root's to ask for: not looked at");
+    }
+    let mount = mounted.mount_with("c", &["allow_dev", "allow_suid"]);
+    let flags = || {
+        let flags = fuse::flags_of(mount.path()).expect("our mount");
+        (flags.read_only, flags.devices, flags.setuid, flags.execute)
+    };
+    assert_eq!(flags(), (false, true, true, true));
+    for (word, expected) in [("ro", (true, true, true, true)), ("rw", (false, true, true, true))] {
+        let mut options = fuse::flags_of(mount.path()).expect("our mount");
+        options.take(&["remount", "relatime", "user_id=0", word]).expect("known words");
+        fuse::remount(mount.path(), &options).expect("a remount");
+        assert_eq!(flags(), expected, "{word}");
+    }
+    mount.unmount().expect("an unmount");
 }
 
 fn times_before_1970_keep_their_fraction(mounted: &Mounted) {

@@ -21,23 +21,6 @@ use uuid::Uuid;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often we look whether a mount has come, or gone.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// Options of mount(8) that are not for us: they steer mount(8) and the boot, or say what is so anyway.
-const NOT_OURS: [&str; 13] = [
-    "default_permissions",
-    "defaults",
-    "auto",
-    "noauto",
-    "user",
-    "nouser",
-    "_netdev",
-    "nofail",
-    "async",
-    "noatime",
-    "relatime",
-    "suid",
-    "dev",
-];
-
 const REMOUNT: &str = "remount";
 
 /// `keelfs mount`
@@ -58,13 +41,13 @@ pub fn mount(args: MountArgs, output: Output) -> CliResult {
     }
 }
 
-/// `mount -o remount,ro DIR`: other flags for a mount that is there. mount(8) repeats what its table says; what the mount's
-/// own process was told stays.
+/// `mount -o remount,ro DIR`: other flags for a mount that is there. What is not named stays as it is, also what the mount's
+/// own process was told: mount(8) repeats the words of fstab or of its table.
 fn remount(args: &MountArgs, dir: &Path) -> CliResult {
-    let of_the_table = ["user_id=", "group_id=", "subtype="];
-    let is_ours = |word: &&String| *word != REMOUNT && !of_the_table.iter().any(|of| word.starts_with(of));
-    let words: Vec<_> = args.options.iter().filter(is_ours).cloned().collect();
-    fuse::remount(dir, &mount_options(&words)?).tried(|| format!("cannot remount {}", dir.display()))
+    let what = || format!("cannot remount {}", dir.display());
+    let mut options = fuse::flags_of(dir).tried(what)?;
+    take(&mut options, &args.options)?;
+    fuse::remount(dir, &options).tried(what)
 }
 
 /// As fstab has it, so that mount(8) and umount(8) find the mount by it.
@@ -158,13 +141,12 @@ pub fn umount(args: UmountArgs, output: Output) -> CliResult {
 /// The words of `-o`.
 pub fn mount_options(words: &[String]) -> CliResult<MountOptions> {
     let mut options = MountOptions::default();
-    let mut words: Vec<_> = words.iter().filter(|w| !w.is_empty() && !NOT_OURS.contains(&w.as_str())).collect();
-    // Whatever the order in which mount(8) hands them over, `nosuid` and `nodev` have the last word.
-    words.sort_by_key(|word| !word.starts_with("allow_"));
-    for word in words {
-        options.set(word).map_err(|unknown| CliError::usage(unknown.to_string()))?;
-    }
+    take(&mut options, words)?;
     Ok(options)
+}
+
+fn take(options: &mut MountOptions, words: &[String]) -> CliResult {
+    options.take(words).map_err(|bad| CliError::usage(bad.to_string()))
 }
 
 /// Called as `mount.fuse.keelfs SOURCE DIR [-sfnv] [-o OPTIONS]`, as mount(8) does for `mount -t fuse.keelfs`: the same as
@@ -215,11 +197,8 @@ mod tests {
     }
 
     #[test]
-    fn options_of_mount8_are_passed_over_and_unknown_ones_refused() {
-        let options = |line: &str| mount_options(&line.split(',').map(String::from).collect::<Vec<_>>());
-        assert!(options("rw,_netdev,nofail,allow_other").unwrap().allow_other);
-        assert!(!options("nosuid,allow_suid").unwrap().setuid);
-        let refused = options("rw,alow_other").unwrap_err();
+    fn a_bad_option_is_a_mistake_in_usage() {
+        let refused = mount_options(&["rw", "alow_other"].map(String::from)).unwrap_err();
         assert_eq!(refused.exit, Exit::Usage);
         assert!(refused.message.contains("alow_other"), "{refused}");
     }

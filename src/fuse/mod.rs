@@ -1,10 +1,11 @@
 //! The tree as a directory of this machine: the only user of fuser.
 //!
 //! A request of the kernel becomes a command or a query to the [`Volume`], in a task of its own, and the answer goes
-//! back from there. The files: [`requests`] has one handler for each request, [`adapter`] makes a task of it, [`respond`] is one
-//! way to answer them all; [`names`], [`contents`], [`attributes`], [`directory`] and [`locks`] say what a request means; [`translate`], [`errno`]
-//! and [`wire`] know the kernel's types; [`waiting`] keeps callers killable; [`caller`] knows their groups; [`handles`] counts
-//! opens, and [`lock_table`] locks; [`overlay`] keeps mapped pages from undoing writes; [`options`] and [`mounts`] mount.
+//! back from there. The files: [`requests`] has one handler for each request, [`adapter`] makes a task of it, [`respond`]
+//! has one way to answer them all; [`names`], [`contents`], [`attributes`], [`directory`] and [`locks`] say what a request
+//! means; [`translate`], [`errno`] and [`wire`] know the kernel's types; [`waiting`] keeps callers killable; [`caller`]
+//! knows their groups; [`handles`] counts opens, and [`lock_table`] locks; [`overlay`] keeps mapped pages from undoing
+//! writes; [`options`] and [`mounts`] mount.
 //!
 //! Absent on purpose: a cache. Whether a page, a name or an attribute may be kept is promise 1's to say, and without
 //! leases it says no: entries and attributes are valid for no time at all, and files are opened for direct IO, because
@@ -40,8 +41,8 @@ mod translate;
 mod waiting;
 mod wire;
 
-pub use mounts::{MountError, remount};
-pub use options::{MountOptions, UnknownOption};
+pub use mounts::{MountError, flags_of, remount};
+pub use options::{BadOption, MountOptions};
 
 use crate::volume::Volume;
 use adapter::Adapter;

@@ -1,7 +1,8 @@
 //! Mounting and unmounting.
 //!
 //! keelfs mounts by itself and gives fuser the open device, because fuser 0.18 (its `mnt` module) cannot set the type
-//! `fuse.keelfs` when it mounts as root, and after an unmount from outside may unmount another file system at that path. Root calls `mount(2)`; users go through `fusermount3`, which has the privilege.
+//! `fuse.keelfs` when it mounts as root, and after an unmount from outside may unmount another file system at that path.
+//! Root calls `mount(2)`; users go through `fusermount3`, which has the privilege.
 //!
 //! Whose a mount is, the kernel's table tells ([`super::table`]): type `fuse.keelfs` is ours. A dead one of ours
 //! (its daemon was killed: every access says ENOTCONN) is cleaned up before mounting; a foreign one is never touched.
@@ -140,6 +141,19 @@ fn mount_as_root(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountEr
         }
     })?;
     Ok(device.into())
+}
+
+/// The flags of a mount of ours, as [`remount`] takes them; everything else has its default.
+pub fn flags_of(path: &Path) -> Result<MountOptions, MountError> {
+    let entry = mounted_at(&canonical(path)?).filter(|entry| entry.is_ours());
+    let entry = entry.ok_or_else(|| refused(&"no keelfs is mounted there"))?;
+    Ok(MountOptions {
+        read_only: entry.has("ro"),
+        setuid: !entry.has("nosuid"),
+        devices: !entry.has("nodev"),
+        execute: !entry.has("noexec"),
+        ..MountOptions::default()
+    })
 }
 
 /// Give a mount of ours other flags: read-only, devices, setuid bits, execution.

@@ -1,4 +1,7 @@
-//! How a mount behaves: the words of `-o`.
+//! How a mount behaves: the words of `-o`, as people, fstab and mount(8) write them.
+//!
+//! Every word is taken in, passed over or refused. Passed over is what steers mount(8) or the boot, and what asks for
+//! something that is so anyway; refused, with the reason, is what asks for something that this mount does not do.
 
 use crate::fs::words;
 use crate::limits::BODY_BYTES_MAX;
@@ -50,20 +53,108 @@ impl Default for MountOptions {
     }
 }
 
-/// A word of `-o` that means nothing here.
+/// Words that are passed over.
+const PASSED_OVER: [&str; 41] = [
+    // mount(8)'s own, and the boot's
+    "defaults",
+    "auto",
+    "noauto",
+    "nofail",
+    "_netdev",
+    "user",
+    "nouser",
+    "users",
+    "nousers",
+    "owner",
+    "noowner",
+    "group",
+    "nogroup",
+    "remount",
+    "silent",
+    "loud",
+    // the kernel checks permissions here, and a mount may cover files
+    "default_permissions",
+    "nonempty",
+    // every change is on disks when it returns
+    "sync",
+    "async",
+    "dirsync",
+    // access times change when they are set (`noatime`), others at once
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "nostrictatime",
+    "lazytime",
+    "nolazytime",
+    "iversion",
+    "noiversion",
+    // locks are advisory
+    "nomand",
+    // Of the two pairs only the restriction counts: see `allow_dev` and `allow_suid`.
+    "dev",
+    "suid",
+    // of the kernel's table, which mount(8) repeats for a remount
+    "fd",
+    "rootmode",
+    "user_id",
+    "group_id",
+    "subtype",
+    "blksize",
+];
+/// What words begin with that are passed over: notes for other programs, and for people.
+const NOTES: [&str; 4] = ["x-", "X-", "comment=", "user="];
+
+const NO_CACHE: &str = "nothing is cached, so that every mount sees what others have written; consistency=local makes \
+                        reads faster, and stale at times";
+const OWN_MODES: &str = "owners and modes are those of the tree";
+/// Words that are refused, and why.
+const REFUSED: [(&str, &str); 14] = [
+    ("strictatime", "access times change only when they are set, as with noatime"),
+    ("mand", "locks are advisory"),
+    ("allow_root", "use allow_other"),
+    ("max_read", "reads are as large as programs ask for; there is max_write=4096..1048576 for writes"),
+    ("auto_unmount", "a mount whose process was killed is removed when it is mounted again"),
+    ("kernel_cache", NO_CACHE),
+    ("auto_cache", NO_CACHE),
+    ("writeback_cache", NO_CACHE),
+    ("attr_timeout", NO_CACHE),
+    ("entry_timeout", NO_CACHE),
+    ("negative_timeout", NO_CACHE),
+    ("uid", OWN_MODES),
+    ("gid", OWN_MODES),
+    ("umask", OWN_MODES),
+];
+
+/// A word of `-o` that cannot be followed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "unknown mount option '{word}': known are ro, allow_other, allow_dev, allow_suid, noexec, timeout=1s..1h, \
-     consistency=strict|local, max_write=4096..1048576"
-)]
-pub struct UnknownOption {
-    pub word: String,
+pub enum BadOption {
+    #[error(
+        "cannot use mount option '{word}': known are ro, allow_other, allow_dev, allow_suid, noexec, \
+         timeout=1s..1h, consistency=strict|local, max_write=4096..1048576"
+    )]
+    Unknown { word: String },
+    #[error("mount option '{word}' is not offered: {why}; leave it out")]
+    Refused { word: String, why: &'static str },
 }
 
 impl MountOptions {
-    /// Take in one word: `ro`, `allow_other`, `allow_dev`, `allow_suid`, `noexec`, `timeout=30s`, `consistency=local`, `max_write=131072`.
-    pub fn set(&mut self, word: &str) -> Result<(), UnknownOption> {
-        self.try_set(word).ok_or_else(|| UnknownOption { word: word.to_owned() })
+    /// Take in all words: `ro`, `allow_other`, `allow_dev`, `allow_suid`, `noexec`, `timeout=30s`, `consistency=local`,
+    /// `max_write=131072`, and what is passed over. Whatever the order in which mount(8) hands them over, `nosuid` and
+    /// `nodev` have the last word.
+    pub fn take(&mut self, words: &[impl AsRef<str>]) -> Result<(), BadOption> {
+        let mut words: Vec<&str> = words.iter().map(AsRef::as_ref).filter(|word| !is_passed_over(word)).collect();
+        words.sort_by_key(|word| !word.starts_with("allow_"));
+        words.into_iter().try_for_each(|word| self.set(word))
+    }
+
+    fn set(&mut self, word: &str) -> Result<(), BadOption> {
+        if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == key(word)) {
+            return Err(BadOption::Refused { word: word.to_owned(), why });
+        }
+        self.try_set(word).ok_or_else(|| BadOption::Unknown { word: word.to_owned() })
     }
 
     fn try_set(&mut self, word: &str) -> Option<()> {
@@ -86,6 +177,14 @@ impl MountOptions {
     }
 }
 
+fn is_passed_over(word: &str) -> bool {
+    word.is_empty() || PASSED_OVER.contains(&key(word)) || NOTES.iter().any(|note| word.starts_with(note))
+}
+
+fn key(word: &str) -> &str {
+    word.split_once('=').map_or(word, |(key, _)| key)
+}
+
 fn timeout(value: &str) -> Option<Duration> {
     let time = Duration::from_nanos(words::parse_duration_ns(value.as_bytes()).ok()?);
     (TIMEOUT_MIN..=TIMEOUT_MAX).contains(&time).then_some(time)
@@ -100,21 +199,15 @@ fn write_bytes(value: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn words_are_taken_in_or_named() {
+    fn taken(words: &str) -> Result<MountOptions, BadOption> {
         let mut options = MountOptions::default();
-        for word in [
-            "ro",
-            "allow_other",
-            "allow_dev",
-            "allow_suid",
-            "noexec",
-            "timeout=5m",
-            "consistency=local",
-            "max_write=65536",
-        ] {
-            options.set(word).unwrap();
-        }
+        options.take(&words.split(',').collect::<Vec<_>>())?;
+        Ok(options)
+    }
+
+    #[test]
+    fn words_are_taken_in() {
+        let words = "ro,allow_other,allow_dev,allow_suid,noexec,timeout=5m,consistency=local,max_write=65536";
         let expected = MountOptions {
             allow_other: true,
             read_only: true,
@@ -126,10 +219,28 @@ mod tests {
             write_bytes_max: 65536,
             ..MountOptions::default()
         };
-        assert_eq!(options, expected);
-        for word in ["", "rw=1", "timeout=0", "timeout=2d", "timeout", "consistency=maybe", "max_write=1", "ro=1"] {
-            assert_eq!(options.set(word), Err(UnknownOption { word: word.to_owned() }), "{word}");
+        assert_eq!(taken(words), Ok(expected));
+        let restricted = taken("nosuid,nodev,allow_suid,allow_dev").unwrap();
+        assert!(!restricted.setuid && !restricted.devices);
+    }
+
+    #[test]
+    fn words_of_fstab_are_passed_over() {
+        let words = "rw,dev,suid,exec,auto,nouser,async,_netdev,nofail,users,noauto,user=me,group,sync,dirsync,noatime,\
+                     nodiratime,relatime,lazytime,x-systemd.automount,x-gvfs-show,comment=a note,nomand,defaults";
+        assert_eq!(taken(words), Ok(MountOptions::default()));
+    }
+
+    #[test]
+    fn other_words_are_refused_by_name() {
+        for word in ["alow_other", "rw=1", "timeout=0", "timeout=2d", "timeout", "consistency=maybe", "max_write=1"] {
+            assert_eq!(taken(word), Err(BadOption::Unknown { word: word.to_owned() }), "{word}");
         }
-        assert_eq!(options, expected);
+        for (word, why) in
+            [("strictatime", "access times"), ("max_read=4096", "max_write"), ("attr_timeout=1", "cached")]
+        {
+            let refused = taken(&format!("allow_other,{word}")).unwrap_err().to_string();
+            assert!(refused.contains(word) && refused.contains(why), "{refused}");
+        }
     }
 }

@@ -16,6 +16,8 @@ pub struct MountEntry {
     pub device: String,
     pub path: PathBuf,
     pub fs_type: String,
+    /// The words of this mount, separated by commas: `rw,nosuid,nodev,relatime`.
+    pub options: String,
 }
 
 impl MountEntry {
@@ -23,15 +25,21 @@ impl MountEntry {
         self.fs_type == FILE_SYSTEM_TYPE
     }
 
+    /// Does this word stand among the mount's options?
+    pub fn has(&self, word: &str) -> bool {
+        self.options.split(',').any(|option| option == word)
+    }
+
     /// `36 35 98:0 /root /mount/point rw,noatime master:1 - ext3 /dev/root rw`
     fn parse(line: &[u8]) -> Option<MountEntry> {
         let mut words = line.split(|byte| *byte == b' ');
         let device = words.nth(2)?;
         let path = unescape(words.nth(1)?);
+        let options = words.next()?;
         words.find(|word| *word == b"-")?;
         let fs_type = words.next()?;
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        Some(MountEntry { device: text(device), path, fs_type: text(fs_type) })
+        Some(MountEntry { device: text(device), path, fs_type: text(fs_type), options: text(options) })
     }
 }
 
@@ -73,12 +81,14 @@ mod tests {
     #[test]
     fn lines_are_read_with_optional_fields_and_escapes() {
         let read = |line: &str| MountEntry::parse(line.as_bytes());
-        let entry = |device: &str, path: &str, fs_type: &str| {
-            Some(MountEntry { device: device.into(), path: path.into(), fs_type: fs_type.into() })
+        let entry = |device: &str, path: &str, fs_type: &str, options: &str| {
+            let [device, fs_type, options] = [device, fs_type, options].map(String::from);
+            Some(MountEntry { device, path: path.into(), fs_type, options })
         };
         let with_fields = r"36 35 0:98 / /mnt/a\040b\134 rw,noatime shared:1 master:2 - fuse.keelfs n1 rw,user_id=0";
-        assert_eq!(read(with_fields), entry("0:98", r"/mnt/a b\", FILE_SYSTEM_TYPE));
-        assert_eq!(read("22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw"), entry("8:1", "/", "ext4"));
+        assert_eq!(read(with_fields), entry("0:98", r"/mnt/a b\", FILE_SYSTEM_TYPE, "rw,noatime"));
+        assert!(read(with_fields).is_some_and(|entry| entry.has("noatime") && !entry.has("atime")));
+        assert_eq!(read("22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw"), entry("8:1", "/", "ext4", "rw,relatime"));
         assert_eq!(read("36 35"), None);
         assert!(mounted_at(Path::new("/proc")).is_some_and(|entry| entry.fs_type == "proc" && !entry.is_ours()));
     }
