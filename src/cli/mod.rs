@@ -17,6 +17,7 @@ mod output;
 mod remote;
 mod serve;
 mod status;
+mod trace;
 mod upload;
 mod words;
 
@@ -25,14 +26,13 @@ use clap::Parser;
 use error::{CliResult, Tried};
 use output::Output;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
 
 /// Parse the command line, do what it says, and say how that went.
 pub fn main() -> ExitCode {
     let words = std::env::args_os().collect();
     let line = CommandLine::parse_from(mount::from_mount8(words));
     let output = Output { json: line.json };
-    trace(&line.verb);
+    trace::start(log_for(&line.verb));
     match run(line.verb, output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -70,11 +70,11 @@ fn block_on<T>(future: impl Future<Output = CliResult<T>>) -> CliResult<T> {
     result
 }
 
-/// Log to standard error: what KEELFS_LOG asks for, or else `info` where we serve and `warn` where we only ask.
-fn trace(verb: &Verb) {
-    // openraft's words are for its developers, and it warns several times a second of a peer that is down.
-    let default = if matches!(verb, Verb::Serve(_)) { "info,openraft=error" } else { "warn" };
-    let filter = EnvFilter::try_from_env("KEELFS_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    log.init();
+/// Log `info` where we serve, and `warn` where we only ask.
+fn log_for(verb: &Verb) -> &'static str {
+    match verb {
+        // openraft's words are for its developers, and it warns several times a second of a peer that is down.
+        Verb::Serve(_) => "info,openraft=error",
+        _ => "warn",
+    }
 }
