@@ -9,6 +9,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,6 +47,9 @@ pub trait DiskFile: Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
     /// Give the blocks of this range back; it reads as zeros afterwards.
     fn punch_hole(&self, offset: u64, bytes: u64) -> io::Result<()>;
+    /// Forget what memory holds of this range, so that the next reading asks the disk. Best effort; a disk without a
+    /// cache has nothing to do.
+    fn forget(&self, _offset: u64, _bytes: u64) {}
     /// Length in bytes.
     fn length(&self) -> io::Result<u64>;
     /// Bytes of disk that are allocated to it.
@@ -158,6 +162,11 @@ impl DiskFile for RealFile {
             Err(rustix::io::Errno::OPNOTSUPP) => self.write_zeros(offset, bytes),
             other => Ok(other?),
         }
+    }
+
+    fn forget(&self, offset: u64, bytes: u64) {
+        // Without it the cache is looked at instead of the disk: less is found, nothing is wrong.
+        let _ = rustix::fs::fadvise(&self.0, offset, NonZeroU64::new(bytes), rustix::fs::Advice::DontNeed);
     }
 
     fn length(&self) -> io::Result<u64> {

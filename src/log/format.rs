@@ -8,7 +8,7 @@
 //!          12  4  sequence of the segment             8  1  kind
 //!          16  8  salt                                9  7  zero
 //!          24  8  bytes of the file                  16  8  term  ┐
-//!          32  8  index that is expected next        24  8  node  ├ of an entry; index alone of an import
+//!          32  8  index that is expected next        24  8  node  ├ of an entry or mend; index alone of an import
 //!          40 20  zero                               32  8  index ┘
 //!          60  4  CRC32C of 0..60                    40  4  durable: bytes of this segment synced before this write
 //!                                                    44  4  bytes of the command
@@ -32,7 +32,7 @@ use super::{EntryId, StorageError};
 use crate::limits::BODY_CHECKSUM_BYTES;
 
 /// The segment and snapshot format that this build writes, and the only one that it reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// Bytes of a segment header, a record header and a trailer.
 pub const HEADER_BYTES: usize = 64;
 /// Records start at multiples of this.
@@ -66,19 +66,21 @@ pub enum Kind {
     Purge = 6,
     /// Head of every segment: all of the above as it stands, so that older segments can go.
     State = 7,
-    /// The last record of a full segment: a row for each entry, import and truncation.
+    /// The last record of a full segment: a row for each entry, import, truncation and mend.
     Seal = 8,
+    /// An entry of the Raft log once more, from a peer: it stands for a damaged record of the same entry.
+    Mend = 9,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
         use Kind::*;
-        [Entry, Import, Mark, Vote, Truncate, Purge, State, Seal].into_iter().find(|kind| *kind as u8 == byte)
+        [Entry, Import, Mark, Vote, Truncate, Purge, State, Seal, Mend].into_iter().find(|kind| *kind as u8 == byte)
     }
 
     /// A record whose loss would change more than the entries that are missing.
     pub fn is_control(self) -> bool {
-        !matches!(self, Kind::Entry | Kind::Import | Kind::Mark)
+        !matches!(self, Kind::Entry | Kind::Import | Kind::Mark | Kind::Mend)
     }
 }
 

@@ -160,8 +160,12 @@ impl Index {
     pub fn entry_written(&mut self, index: u64, place: Place) {
         let first = self.first;
         if index >= first {
+            // A place that it had before held a damaged copy.
             if let Some(slot) = self.slots.get_mut((index - first) as usize) {
-                slot.place = place;
+                let before = std::mem::replace(&mut slot.place, place);
+                if before.body > 0 {
+                    self.bury(before);
+                }
             }
         } else if place.body > 0 {
             match self.body(index) {
@@ -171,9 +175,17 @@ impl Index {
         }
     }
 
-    /// The first segment that holds an entry of the log. `None`: no written one.
+    /// The first segment that holds an entry of the log. `None`: no written one. O(n): a mended entry lies behind those
+    /// that follow it.
     pub fn first_segment(&self) -> Option<u32> {
-        self.slots.front().map(|slot| slot.place.segment).filter(|segment| *segment != 0)
+        self.slots.iter().map(|slot| slot.place.segment).filter(|segment| *segment != 0).min()
+    }
+
+    /// The smallest index from `from` on of which anything is stored.
+    pub fn next_stored(&self, from: u64) -> Option<u64> {
+        let slot = Some(from.max(self.first)).filter(|index| *index < self.next());
+        let body = self.bodies.range(from..).next().map(|(index, _)| *index);
+        slot.into_iter().chain(body).min()
     }
 
     /// Bytes of the entries behind `index`.

@@ -25,6 +25,7 @@ mod cache;
 mod format;
 mod index;
 mod lock;
+mod mend;
 mod queue;
 mod read;
 mod reclaim;
@@ -44,6 +45,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 pub use lock::DirectoryLock;
+pub use mend::Supply;
 pub use snapshot::SnapshotReader;
 
 use crate::limits::SEGMENT_BYTES;
@@ -88,9 +90,7 @@ pub enum StorageError {
     #[error("{operation} of {file} failed: {source}")]
     Io { operation: &'static str, file: String, source: std::io::Error },
     /// Exit 75: acknowledged data is damaged.
-    #[error(
-        "{file} is damaged at offset {offset} (entry {index:?}): {what}; this node must not vote with it: replace the node (keelfs cluster docs) or restore the file"
-    )]
+    #[error("{file} is damaged at offset {offset}{}: {what}", index.map(|i| format!(" (entry {i})")).unwrap_or_default())]
     Damaged { file: String, offset: u64, index: Option<u64>, what: String },
     #[error("{file}: format {found}, this build reads {reads}")]
     Format { file: String, found: u32, reads: u32 },
@@ -100,6 +100,29 @@ pub enum StorageError {
     /// The body of this entry is not stored here (never received, or reclaimed).
     #[error("the body of entry {index} is not stored here")]
     NoBody { index: u64 },
+}
+
+impl StorageError {
+    /// The same error for one more who is to know it.
+    pub fn again(&self) -> StorageError {
+        match self {
+            StorageError::Io { operation, file, source } => StorageError::Io {
+                operation,
+                file: file.clone(),
+                source: std::io::Error::new(source.kind(), source.to_string()),
+            },
+            StorageError::Damaged { file, offset, index, what } => {
+                StorageError::Damaged { file: file.clone(), offset: *offset, index: *index, what: what.clone() }
+            }
+            StorageError::Format { file, found, reads } => {
+                StorageError::Format { file: file.clone(), found: *found, reads: *reads }
+            }
+            StorageError::InUse { directory, holder } => {
+                StorageError::InUse { directory: directory.clone(), holder: holder.clone() }
+            }
+            StorageError::NoBody { index } => StorageError::NoBody { index: *index },
+        }
+    }
 }
 
 pub type Done = Box<dyn FnOnce(Result<(), Arc<StorageError>>) + Send>;
@@ -182,13 +205,23 @@ impl Log {
     /// Open or create the log in `dir` (the caller holds the directory's lock): cut a torn tail (keeping a copy), refuse
     /// rot, load footers and tail headers, no bodies but those that are not proven durable.
     pub fn open(dir: &Path) -> Result<Log, StorageError> {
-        let io = |source| StorageError::Io { operation: "open", file: dir.display().to_string(), source };
-        Log::open_on(Arc::new(RealDisk::open(dir).map_err(io)?), Options::default())
+        Log::open_supplied(dir, &|_| Vec::new())
     }
 
-    /// The same on any disk.
+    /// The same; entries whose records are damaged and that no snapshot covers are asked of `supply`.
+    pub fn open_supplied(dir: &Path, supply: &Supply) -> Result<Log, StorageError> {
+        let io = |source| StorageError::Io { operation: "open", file: dir.display().to_string(), source };
+        Log::open_supplied_on(Arc::new(RealDisk::open(dir).map_err(io)?), Options::default(), supply)
+    }
+
+    /// [`Log::open`] on any disk.
     pub fn open_on(disk: Arc<dyn Disk>, options: Options) -> Result<Log, StorageError> {
-        let (memory, tail) = recovery::recover(&*disk, &options)?;
+        Log::open_supplied_on(disk, options, &|_| Vec::new())
+    }
+
+    /// [`Log::open_supplied`] on any disk.
+    pub fn open_supplied_on(disk: Arc<dyn Disk>, options: Options, supply: &Supply) -> Result<Log, StorageError> {
+        let (memory, tail) = recovery::recover(&*disk, &options, supply)?;
         let threading = options.threading;
         let shared = Arc::new(Shared::new(disk, options, memory));
         let writer = Writer::new(shared.clone(), tail);
@@ -373,7 +406,7 @@ impl Log {
         let stopped = || self.shared.refusal("the log is closed".into());
         match (receive.recv(), horizon) {
             (Ok(Ok(())), Some(horizon)) => self.shared.reclaim(horizon, is_live),
-            (Ok(Err(error)), _) => Err(again(&error)),
+            (Ok(Err(error)), _) => Err(error.again()),
             _ => Err(stopped()),
         }
     }
@@ -443,20 +476,4 @@ fn append(memory: &mut Memory, entry: Entry) {
     let cached = cache::Cached { serial, command: command.clone(), body: body.clone(), durable: false };
     memory.cache.insert(id.index, cached);
     memory.push(Job::Entry { id, serial, command, body });
-}
-
-/// An error that was told to everybody, for one more.
-fn again(error: &StorageError) -> StorageError {
-    match error {
-        StorageError::Io { operation, file, source } => StorageError::Io {
-            operation,
-            file: file.clone(),
-            source: std::io::Error::new(source.kind(), source.to_string()),
-        },
-        other => StorageError::Io {
-            operation: "write",
-            file: String::new(),
-            source: std::io::Error::other(other.to_string()),
-        },
-    }
 }

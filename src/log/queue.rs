@@ -32,6 +32,13 @@ pub enum Job {
         serial: u64,
         body: Bytes,
     },
+    /// A good copy of an entry that is there already.
+    Mend {
+        id: EntryId,
+        serial: u64,
+        command: Bytes,
+        body: Bytes,
+    },
     Vote(Bytes),
     Truncate {
         last: Option<EntryId>,

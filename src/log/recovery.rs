@@ -14,6 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IoSlice;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -22,25 +23,26 @@ use bytes::Bytes;
 use super::disk::Disk;
 use super::format::{HEADER_BYTES, Kind, Place, ROW_BYTES, Recorded, Row, decode_id};
 use super::index::{BodyPlace, Index};
+use super::mend::Supply;
 use super::queue::{Job, Memory};
 use super::scan::{Found, Scan, command, is_intact, record_at, scan};
 use super::segment::{Segment, segment_name, segment_sequence};
 use super::snapshot::{is_snapshot, newest_snapshot};
 use super::writer::{Tail, make_segment};
-use super::{EntryId, Options, StorageError};
+use super::{Body, Entry, EntryId, Options, StorageError};
 
 /// Unproven records are written again in pieces of this size.
 const REWRITE_BYTES: u64 = 1 << 20;
 
 /// Open or create the log on `disk`.
-pub fn recover(disk: &dyn Disk, options: &Options) -> Result<(Memory, Tail), StorageError> {
+pub fn recover(disk: &dyn Disk, options: &Options, supply: &Supply) -> Result<(Memory, Tail), StorageError> {
     let names = disk.list().map_err(|e| io(disk, "list", "", e))?;
     remove_unfinished(disk, &names)?;
     let mut sequences: Vec<u32> = names.iter().filter_map(|name| segment_sequence(name)).collect();
     sequences.sort_unstable();
     let (mut memory, tail) = match sequences.split_last() {
         None => create(disk, options, &names)?,
-        Some((last, sealed)) => reopen(disk, options, sealed, *last)?,
+        Some((last, sealed)) => reopen(disk, options, (sealed, *last), supply)?,
     };
     memory.spares = names.into_iter().filter(|name| is_usable_spare(disk, name, options)).collect();
     Ok((memory, tail))
@@ -74,7 +76,12 @@ fn create(disk: &dyn Disk, options: &Options, names: &[String]) -> Result<(Memor
     Ok((memory, tail))
 }
 
-fn reopen(disk: &dyn Disk, options: &Options, sealed: &[u32], last: u32) -> Result<(Memory, Tail), StorageError> {
+fn reopen(
+    disk: &dyn Disk,
+    options: &Options,
+    (sealed, last): (&[u32], u32),
+    supply: &Supply,
+) -> Result<(Memory, Tail), StorageError> {
     let mut replay = Replay::default();
     let mut segments = BTreeMap::new();
     for sequence in sealed {
@@ -86,8 +93,10 @@ fn reopen(disk: &dyn Disk, options: &Options, sealed: &[u32], last: u32) -> Resu
     }
     let mut tail = open_tail(disk, open_segment(disk, last)?, &mut replay)?;
     segments.insert(last, tail.segment.clone());
+    let supplied = replay.fill_holes(disk, &tail.recorded, supply)?;
     let (index, repaired) = replay.into_index(disk, &mut tail.recorded)?;
     let mut memory = Memory::new(index, segments, last, options);
+    supplied.into_iter().for_each(|entry| memory.mend(entry));
     memory.vote = tail.recorded.vote.clone();
     memory.committed = tail.recorded.committed;
     memory.committed = memory.committed();
@@ -135,7 +144,7 @@ fn read_seal(segment: &Segment) -> Result<Option<Vec<Row>>, StorageError> {
 
 fn row_of(found: &Found) -> Option<Row> {
     let Found { header, place } = *found;
-    matches!(header.kind, Kind::Entry | Kind::Import | Kind::Truncate).then_some(Row {
+    matches!(header.kind, Kind::Entry | Kind::Import | Kind::Truncate | Kind::Mend).then_some(Row {
         kind: header.kind,
         id: header.id,
         place,
@@ -214,7 +223,7 @@ fn recorded_state(segment: &Segment, records: &[Found]) -> Result<Recorded, Stor
     let mut recorded = Recorded::default();
     for found in records {
         let follow = match found.header.kind {
-            Kind::Import | Kind::Seal => Some(()),
+            Kind::Import | Kind::Seal | Kind::Mend => Some(()),
             Kind::Entry => {
                 recorded.last = Some(found.header.id);
                 Some(())
@@ -238,7 +247,7 @@ fn follow_control(recorded: &mut Recorded, kind: Kind, bytes: Vec<u8>) -> Option
             recorded.purged = decode_id(&bytes)?;
             recorded.last = recorded.last.max_by_index(recorded.purged);
         }
-        Kind::Entry | Kind::Import | Kind::Seal => {}
+        Kind::Entry | Kind::Import | Kind::Seal | Kind::Mend => {}
     }
     Some(())
 }
@@ -289,10 +298,57 @@ impl Replay {
                 self.drop_from(row.id.index);
                 self.entries.insert(row.id.index, (row.id, row.place));
             }
+            Kind::Mend => self.mended(row),
             Kind::Import => self.dead.extend(self.imports.insert(row.id.index, row.place)),
             Kind::Truncate => self.drop_from(row.id.index.wrapping_add(1)),
             _ => {}
         }
+    }
+
+    /// A copy of an entry takes the place of the damaged one, whose record may not have been found at all.
+    fn mended(&mut self, row: &Row) {
+        let entry = self.entries.entry(row.id.index).or_insert((row.id, row.place));
+        match entry.0 == row.id {
+            true if entry.1 == row.place => {}
+            true => self.dead.push(std::mem::replace(&mut entry.1, row.place)),
+            false => self.dead.push(row.place),
+        }
+    }
+
+    /// Ask for the entries that are missing behind what a snapshot covers, and take those in that belong there.
+    fn fill_holes(
+        &mut self,
+        disk: &dyn Disk,
+        recorded: &Recorded,
+        supply: &Supply,
+    ) -> Result<Vec<Entry>, StorageError> {
+        let mut holes = holes(&self.entries, recorded);
+        if !holes.is_empty() {
+            let covered = newest_snapshot(disk)?.map_or(0, |last| last.index + 1);
+            holes.retain(|hole| hole.end > covered);
+        }
+        let mut supplied = Vec::new();
+        for hole in holes {
+            let found = self.belonging(&hole, supply(hole.start.saturating_sub(1)..hole.end + 1));
+            for entry in &found {
+                tracing::warn!(index = entry.id.index, "the record of an entry is damaged; a copy came from a peer");
+                self.entries.insert(entry.id.index, (entry.id, entry.place()));
+            }
+            supplied.extend(found);
+        }
+        Ok(supplied)
+    }
+
+    /// Those of the supplied entries that fill the hole; none unless its neighbours are the same here and there, so that
+    /// both logs are the same up to there.
+    fn belonging(&self, hole: &Range<u64>, supplied: Vec<Entry>) -> Vec<Entry> {
+        let contradicts = |entry: &Entry| self.entries.get(&entry.id.index).is_some_and(|(id, _)| *id != entry.id);
+        if supplied.iter().any(contradicts) {
+            tracing::error!(index = hole.start, "the entries that a peer has do not fit those beside the damage");
+            return Vec::new();
+        }
+        let whole = |entry: &Entry| matches!(entry.body, Body::Bytes(_));
+        supplied.into_iter().filter(|entry| hole.contains(&entry.id.index) && whole(entry)).collect()
     }
 
     fn drop_from(&mut self, index: u64) {
@@ -303,10 +359,9 @@ impl Replay {
 
     /// The index, and the purge point that had to be moved up to a snapshot because of damage in front of it.
     fn into_index(self, disk: &dyn Disk, recorded: &mut Recorded) -> Result<(Index, Option<EntryId>), StorageError> {
-        let last_hole = last_hole(&self.entries, recorded);
-        let repaired = match last_hole {
+        let repaired = match holes(&self.entries, recorded).last() {
             None => None,
-            Some(hole) => Some(self.cover(disk, hole)?),
+            Some(hole) => Some(self.cover(disk, hole.end - 1)?),
         };
         if repaired.is_some() {
             recorded.purged = repaired;
@@ -364,15 +419,16 @@ impl Replay {
     }
 }
 
-/// The largest index between purge point and last entry that is missing.
-fn last_hole(entries: &BTreeMap<u64, (EntryId, Place)>, recorded: &Recorded) -> Option<u64> {
-    let first = recorded.purged.map_or(0, |purged| purged.index + 1);
-    let mut expected = recorded.last.map_or(0, |last| last.index + 1).max(first);
-    for index in entries.range(first..expected).rev().map(|(index, _)| *index) {
-        if index + 1 != expected {
-            return Some(expected - 1);
+/// The ranges between purge point and last entry that are missing, in order.
+fn holes(entries: &BTreeMap<u64, (EntryId, Place)>, recorded: &Recorded) -> Vec<Range<u64>> {
+    let mut expected = recorded.purged.map_or(0, |purged| purged.index + 1);
+    let next = recorded.last.map_or(0, |last| last.index + 1).max(expected);
+    let mut holes = Vec::new();
+    for index in entries.range(expected..next).map(|(index, _)| *index).chain([next]) {
+        if expected < index {
+            holes.push(expected..index);
         }
-        expected = index;
+        expected = index + 1;
     }
-    (expected > first).then(|| expected - 1)
+    holes
 }

@@ -116,9 +116,9 @@ impl Segment {
     fn check_head(&self, place: &Place, head: &[u8], kind: Kind, index: u64) -> Result<RecordHeader, StorageError> {
         let header = decode_record(&self.header, place.offset, head)
             .ok_or_else(|| self.damaged(place.offset as u64, Some(index), "checksum of the record header"))?;
-        let same = header.kind == kind
-            && header.id.index == index
-            && (header.command, header.body) == (place.command, place.body);
+        let kind_fits = header.kind == kind || (header.kind == Kind::Mend && kind == Kind::Entry);
+        let same =
+            kind_fits && header.id.index == index && (header.command, header.body) == (place.command, place.body);
         match same {
             true => Ok(header),
             false => Err(self.damaged(place.offset as u64, Some(index), "record of another entry")),
@@ -140,6 +140,26 @@ impl Segment {
                 Err(self.damaged(offset, Some(index), "checksum of the body"))
             }
         }
+    }
+
+    /// Read the whole record from the disk, past the cache, and verify every checksum of it.
+    pub fn verify(&self, place: &Place, kind: Kind, index: u64) -> Result<(), StorageError> {
+        let (from, to) = (place.offset as u64, place.end());
+        self.file.forget(from, to - from);
+        let buffer = Bytes::from(self.read(from, place.body_at() + place.body as u64)?);
+        self.file.forget(from, to - from);
+        let head = &buffer[..place.head_bytes()];
+        let header = self.check_head(place, head, kind, index)?;
+        let command = &buffer[place.head_bytes()..place.head_bytes() + place.command as usize];
+        if crc32c::crc32c(command) != header.command_crc {
+            return Err(self.damaged(place.command_at(), Some(index), "checksum of the command"));
+        }
+        self.check_blocks(place, head, 0, &buffer[(place.body_at() - from) as usize..], index)
+    }
+
+    /// What the head of the record at `place` tells as the checksum of its command.
+    pub fn command_crc(&self, place: &Place, head: &[u8]) -> Option<u32> {
+        decode_record(&self.header, place.offset, head).map(|header| header.command_crc)
     }
 
     /// Whether the whole body reads as zeros: it was punched out.

@@ -186,6 +186,10 @@ impl Writer {
                 let place = self.put(Kind::Import, EntryId { index, ..NO_ID }, &[], &body)?;
                 Ok(Some(Written::Import { index, serial, place }))
             }
+            Job::Mend { id, serial, command, body } => {
+                let place = self.put(Kind::Mend, id, &command, &body)?;
+                Ok(Some(Written::Entry { index: id.index, serial, place }))
+            }
             Job::Vote(vote) => {
                 self.put(Kind::Vote, NO_ID, &vote, &Bytes::new())?;
                 self.recorded.vote = Some(vote);
@@ -218,7 +222,7 @@ impl Writer {
             return Err(self.segment.io("write", std::io::Error::other("record larger than a segment")));
         }
         self.stage(kind, id, place, command, body);
-        if matches!(kind, Kind::Entry | Kind::Import | Kind::Truncate) {
+        if matches!(kind, Kind::Entry | Kind::Import | Kind::Truncate | Kind::Mend) {
             self.rows.push(Row { kind, id, place });
         }
         Ok(place)

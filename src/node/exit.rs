@@ -64,7 +64,14 @@ impl From<&StorageError> for NodeError {
             StorageError::Format { .. } => Exit::Failed,
             StorageError::InUse { .. } => Exit::InUse,
         };
-        NodeError::new(exit, error.to_string())
+        let advice = match exit {
+            Exit::Damaged => {
+                ". This node must not go on with it: replace it by a new one (keelfs member replace), which fetches its \
+                 data from the others; keep the directory until that has worked"
+            }
+            _ => "",
+        };
+        NodeError::new(exit, format!("{error}{advice}"))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::exit::{Exit, NodeError};
 use crate::log::Log;
-use crate::raft::Replica;
+use crate::raft::{Ending, Replica};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -36,10 +36,14 @@ impl Fatal {
     pub(super) fn watch_replica(&self, replica: Replica) {
         let fatal = self.clone();
         tokio::spawn(async move {
-            let why = replica.failed().await;
+            let ending = replica.failed().await;
             // A failed log takes Raft down with it: then the log's reason is the true one, and it is on its way.
             tokio::time::sleep(LOG_FIRST).await;
-            fatal.report(NodeError::new(Exit::StorageFailed, format!("raft has ended: {why}")));
+            fatal.report(match ending {
+                Ending::Storage(error) => NodeError::from(&*error),
+                Ending::Diverged(why) => NodeError::new(Exit::Damaged, why),
+                Ending::Raft(why) => NodeError::failed(format!("raft has ended: {why}")),
+            });
         });
     }
 

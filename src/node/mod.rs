@@ -20,7 +20,7 @@ use crate::fuse::{self, Mount, MountOptions};
 use crate::gateway;
 use crate::log::{DirectoryLock, Log};
 use crate::net::{self, Caller, Handler, Identity, Message, NodeId};
-use crate::raft::{Replica, Timing};
+use crate::raft::{self, Replica, Timing};
 use crate::volume::{Client, KIND_FIRST, Local, NodeStatus, Volume};
 use fatal::Fatal;
 use futures_util::future::{Either, join_all, ready};
@@ -91,7 +91,7 @@ impl Node {
         };
         let incarnation = directory.raise_incarnation()?;
         let own = Identity { cluster: directory.cluster, node: Some(directory.node), incarnation };
-        let (fatal, log) = (Fatal::new(), open_log(directory.log()).await?);
+        let (fatal, log) = (Fatal::new(), open_log(&directory, own.clone()).await?);
         fatal.watch_log(&log);
         let fresh = log.state().last.is_none() && log.state().last_purged.is_none();
         let replica = Replica::start(own.clone(), log, directory.members.clone(), options.timing)
@@ -291,8 +291,11 @@ async fn bind(address: SocketAddr, whom: &str) -> Result<TcpListener, NodeError>
         .map_err(|e| NodeError::failed(format!("cannot listen for {whom} at {address}: {e}")))
 }
 
-async fn open_log(directory: PathBuf) -> Result<Log, NodeError> {
-    let opened = tokio::task::spawn_blocking(move || Log::open(&directory)).await;
+/// Entries that are damaged here and that no snapshot covers come from the other nodes, if these have them.
+async fn open_log(directory: &DataDirectory, own: Identity) -> Result<Log, NodeError> {
+    let (path, members) = (directory.log(), directory.members.clone());
+    let open = move || Log::open_supplied(&path, &|range| raft::supply(&own, &members, range));
+    let opened = tokio::task::spawn_blocking(open).await;
     Ok(opened.map_err(|e| NodeError::failed(format!("cannot open the log: {e}")))??)
 }
 

@@ -8,13 +8,14 @@
 use super::messages::{self, FETCH_BODIES, FetchBodies, FetchedBodies, FetchedBody};
 use super::peers::Peers;
 use super::publish::Published;
-use super::store::{blocking, completion, durable};
+use super::store::{blocking, completion, durable, io_error};
 use crate::fs::{LogIndex, State};
 use crate::limits::BODY_BYTES_MAX;
 use crate::log::{Log, StorageError};
 use crate::net::{Message, NodeId, Purpose};
 use bytes::Bytes;
-use std::collections::BTreeSet;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -27,6 +28,10 @@ const ANSWER_BYTES_MAX: usize = 4 << 20;
 const ASKED_MAX: usize = 256;
 /// Time for one answer.
 const FETCH_TIME: Duration = Duration::from_secs(30);
+/// Bodies that are mended at one time, or wait for another try.
+const MENDING_MAX: usize = 1024;
+/// How long a body that could not be mended is left alone.
+const MEND_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 const _: () = assert!(ANSWER_BYTES_MAX + BODY_BYTES_MAX <= crate::limits::FRAME_BODY_BYTES_MAX);
 
@@ -68,6 +73,10 @@ pub fn serve(log: &Log, published: &Published, question: FetchBodies) -> Message
 
 /// The body of an entry, or the index at which nothing refers to it.
 fn find(log: &Log, published: &Published, index: u64) -> Result<Result<Bytes, LogIndex>, StorageError> {
+    // What is not applied here may not be committed: then it is another entry's body.
+    if published.applied().0 < index {
+        return Err(StorageError::NoBody { index });
+    }
     let read = match log.body_length(index) {
         Some(length) => log.read_body(index, 0, length),
         None => Err(StorageError::NoBody { index }),
@@ -91,6 +100,8 @@ pub struct Fetcher {
     pub peers: Arc<Peers>,
     /// Whom to ask, the best first.
     pub sources: Vec<(NodeId, SocketAddr)>,
+    /// What comes stands for what is damaged here, so it must have the checksums that are known here.
+    pub mends: bool,
 }
 
 impl Fetcher {
@@ -190,6 +201,11 @@ impl Fetcher {
             match found {
                 FetchedBody::Here { length } => {
                     let bytes = messages::take(&mut body, length as usize).map_err(io::Error::other)?;
+                    if !self.accepts(index, &bytes).await? {
+                        tracing::warn!("a peer's body of entry {index} is not the one whose checksums are here");
+                        unreadable.push(index);
+                        continue;
+                    }
                     let (done, imported) = completion();
                     self.log.import_body(index, bytes, done);
                     imports.push(imported);
@@ -206,5 +222,33 @@ impl Fetcher {
             durable(imported).await?;
         }
         Ok(unreadable)
+    }
+
+    async fn accepts(&self, index: u64, body: &Bytes) -> io::Result<bool> {
+        if !self.mends {
+            return Ok(true);
+        }
+        let (log, body) = (self.log.clone(), body.clone());
+        blocking(move || log.accepts_body(index, &body).map_err(io_error)).await
+    }
+}
+
+/// The bodies that are being mended, or that could not be: until when they are left alone.
+#[derive(Default)]
+pub struct Mending {
+    until: Mutex<BTreeMap<u64, Instant>>,
+}
+
+impl Mending {
+    /// Whether it is this caller's turn to mend this body.
+    pub fn begin(&self, index: u64) -> bool {
+        let (mut until, now) = (self.until.lock(), Instant::now());
+        until.retain(|_, until| *until > now);
+        until.len() < MENDING_MAX && until.insert(index, now + MEND_AGAIN_AFTER).is_none()
+    }
+
+    /// It is whole again: a new damage is mended at once.
+    pub fn mended(&self, index: u64) {
+        self.until.lock().remove(&index);
     }
 }

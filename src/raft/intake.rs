@@ -15,7 +15,7 @@
 //! One transmission at a time: a new one ends the one before.
 
 use super::Machine;
-use super::bodies::Fetcher;
+use super::bodies::{Fetcher, Mending};
 use super::messages::{self, Progress, SnapshotBegin, SnapshotItems, SnapshotQuestion};
 use super::peers::Peers;
 use super::publish::Published;
@@ -49,6 +49,7 @@ pub struct Target {
     pub published: Arc<Published>,
     /// Held while bodies are here to which the published state does not refer yet.
     pub space: Arc<Mutex<()>>,
+    pub mending: Arc<Mending>,
 }
 
 /// The transmission that is under way, if any.
@@ -177,7 +178,7 @@ impl Target {
         let mut sources: Vec<(NodeId, SocketAddr)> =
             nodes.filter_map(|(node, at)| Some((*node, self.peers.address(*node, &at.addr)?))).collect();
         sources.sort_by_key(|(node, _)| *node != first);
-        Fetcher { log: self.log.clone(), peers: self.peers.clone(), sources }
+        Fetcher { log: self.log.clone(), peers: self.peers.clone(), sources, mends: false }
     }
 
     /// Fetch one body to which the published state refers.
@@ -190,11 +191,34 @@ impl Target {
             let metrics = metrics.borrow_watched();
             (metrics.current_leader, metrics.membership_config.clone())
         };
-        let fetcher = self.fetcher(leader.unwrap_or_default(), &members);
+        let fetcher = Fetcher { mends: true, ..self.fetcher(leader.unwrap_or_default(), &members) };
         match fetcher.fetch(vec![index.0]).await?.is_empty() {
             true => Ok(()),
             false => Err(io::Error::other(format!("no file refers to the body of entry {} any more", index.0))),
         }
+    }
+}
+
+impl Target {
+    /// Fetch one body in a task of its own, unless that is being done or was tried in vain a moment ago.
+    pub fn mend_soon(self, index: LogIndex, damage: String) {
+        if self.mending.begin(index.0) {
+            tokio::spawn(async move { self.mend_body(index, &damage).await });
+        }
+    }
+
+    /// Fetch one body because of this damage. `false`: it stays damaged, as has been told.
+    pub async fn mend_body(&self, index: LogIndex, damage: &str) -> bool {
+        let fetched = self.fetch_body(index).await;
+        match &fetched {
+            Err(_) if !self.published.root().refers_to(index) => {}
+            Ok(()) => tracing::warn!("the body of entry {} was mended with a peer's copy: {damage}", index.0),
+            Err(why) => tracing::error!("the body of entry {} stays damaged: {damage}; {why}", index.0),
+        }
+        if fetched.is_ok() {
+            self.mending.mended(index.0);
+        }
+        fetched.is_ok()
     }
 }
 

@@ -6,13 +6,14 @@
 //! Decision: a batch is published before its proposers are answered, so that whoever got an answer finds its effect in the
 //! published root. Cost: the first of a batch waits for the last, some microseconds each.
 
+use super::ending::Endings;
 use super::payload::StoredMeta;
 use super::publish::Published;
 use super::snapshot::{self, Received, SnapshotData};
 use super::store::{blocking, io_error};
 use super::types::*;
 use crate::fs::{LogIndex, Stamp, State};
-use crate::log::Log;
+use crate::log::{EntryId, Log};
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
@@ -29,18 +30,24 @@ pub struct Machine {
     membership: StoredMembership,
     published: Arc<Published>,
     log: Log,
+    endings: Endings,
 }
 
 impl Machine {
     /// A machine that continues from the newest snapshot of `log`, or from the empty state.
-    pub async fn load(log: Log) -> io::Result<Machine> {
+    pub async fn load(log: Log, endings: Endings) -> io::Result<Machine> {
         let reading = log.clone();
         let (state, last, membership) = match blocking(move || snapshot::load(&reading)).await? {
             Some((meta, state)) => (state, Some(log_id(meta.last)), meta.stored_membership().map_err(io_error)?),
             None => (State::new(), None, StoredMembership::default()),
         };
         let published = Arc::new(Published::new(state.clone()));
-        Ok(Machine { state, last, membership, published, log })
+        Ok(Machine { state, last, membership, published, log, endings })
+    }
+
+    /// The entry that the state is at, if any.
+    pub fn loaded(&self) -> Option<EntryId> {
+        self.last.as_ref().map(entry_id)
     }
 
     pub fn published(&self) -> Arc<Published> {
@@ -113,7 +120,7 @@ impl RaftStateMachine<Types> for Machine {
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         let meta = StoredMeta::new(self.last.as_ref(), &self.membership);
-        Builder { meta, state: self.state.clone(), log: self.log.clone() }
+        Builder { meta, state: self.state.clone(), log: self.log.clone(), endings: self.endings.clone() }
     }
 
     /// By now openraft has truncated what contradicts the snapshot, and the bodies are durable here. The file becomes the
@@ -131,7 +138,7 @@ impl RaftStateMachine<Types> for Machine {
                     snapshot::write(&log, &stored, &state)?;
                     Ok(state)
                 });
-                (written.await?, Some(space))
+                (self.endings.note(written.await)?, Some(space))
             }
         };
         let before = self.state.applied().0;
@@ -157,6 +164,7 @@ pub struct Builder {
     meta: Option<StoredMeta>,
     state: State,
     log: Log,
+    endings: Endings,
 }
 
 impl RaftSnapshotBuilder<Types> for Builder {
@@ -167,7 +175,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
             return Ok(Snapshot { meta: SnapshotMeta::default(), snapshot: SnapshotData::OnDisk(self.log.clone()) });
         };
         let (log, state, stored) = (self.log.clone(), self.state.clone(), meta.clone());
-        blocking(move || snapshot::write(&log, &stored, &state)).await?;
+        self.endings.note(blocking(move || snapshot::write(&log, &stored, &state)).await)?;
         Ok(Snapshot { meta: meta.snapshot_meta().map_err(io_error)?, snapshot: SnapshotData::OnDisk(self.log.clone()) })
     }
 }

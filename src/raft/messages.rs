@@ -7,7 +7,7 @@ use super::payload::{self, StoredMeta, StoredVote};
 use super::types::*;
 use crate::codec::CodecError;
 use crate::limits::FRAME_BODY_BYTES_MAX;
-use crate::log::{Body, EntryId};
+use crate::log::{self, Body, EntryId};
 use crate::net::Message;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError};
@@ -22,6 +22,8 @@ pub const SNAPSHOT_ITEMS: u8 = 6;
 pub const SNAPSHOT_END: u8 = 7;
 pub const SNAPSHOT_PROGRESS: u8 = 8;
 pub const FETCH_BODIES: u8 = 9;
+pub const FETCH_ENTRIES: u8 = 10;
+pub const HASH_AT: u8 = 11;
 
 /// A message of `kind` with this header.
 pub fn message<T: Serialize>(kind: u8, header: &T, body: Bytes) -> Result<Message, CodecError> {
@@ -110,6 +112,31 @@ pub struct SnapshotQuestion {
     pub transfer: u64,
 }
 
+/// The entries of `from..to` that the asked one has and has applied; the first of them if a frame holds no more.
+#[derive(Serialize, Deserialize)]
+pub struct FetchEntries {
+    pub from: u64,
+    pub to: u64,
+}
+
+/// Contiguous; the bodies are the message's, one behind the other.
+#[derive(Serialize, Deserialize)]
+struct FetchedEntries {
+    entries: Vec<AppendedEntry>,
+}
+
+/// The state's hash right after this entry.
+#[derive(Serialize, Deserialize)]
+pub struct HashAt {
+    pub index: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct HashTold {
+    /// `None`: not applied there yet, or not remembered any more.
+    pub hash: Option<u128>,
+}
+
 /// How far the receiver of a snapshot is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Progress {
@@ -140,26 +167,51 @@ pub enum FetchedBody {
 }
 
 pub fn append_message(request: &AppendEntriesRequest<Types>) -> Result<Message, CodecError> {
-    let mut entries = Vec::with_capacity(request.entries.len());
-    let mut bodies = Vec::with_capacity(request.entries.len());
-    for entry in &request.entries {
-        let stored = payload::to_stored(entry)?;
-        entries.push(AppendedEntry { id: stored.id, command: stored.command, body_length: body_length(&stored.body) });
-        match stored.body {
-            Body::Bytes(bytes) => bodies.push(bytes),
-            Body::Absent(_) => {
-                let why = format!("entry {} was read without its body", stored.id.index);
-                return Err(CodecError::Undecodable { what: "append", why });
-            }
-        }
-    }
+    let stored = request.entries.iter().map(payload::to_stored).collect::<Result<Vec<_>, _>>()?;
+    let (entries, bodies) = pack(stored)?;
     let append = Append {
         vote: (&request.vote).into(),
         previous: request.prev_log_id.as_ref().map(entry_id),
         commit: request.leader_commit.as_ref().map(entry_id),
         entries,
     };
-    message(APPEND, &append, joined(bodies))
+    message(APPEND, &append, bodies)
+}
+
+/// Entries as they travel: what goes into the header, and all bodies one behind the other.
+fn pack(stored: Vec<log::Entry>) -> Result<(Vec<AppendedEntry>, Bytes), CodecError> {
+    let mut entries = Vec::with_capacity(stored.len());
+    let mut bodies = Vec::with_capacity(stored.len());
+    for log::Entry { id, command, body } in stored {
+        entries.push(AppendedEntry { id, command, body_length: body_length(&body) });
+        match body {
+            Body::Bytes(bytes) => bodies.push(bytes),
+            Body::Absent(_) => {
+                let why = format!("entry {} was read without its body", id.index);
+                return Err(CodecError::Undecodable { what: "entries", why });
+            }
+        }
+    }
+    Ok((entries, joined(bodies)))
+}
+
+/// The answer to FETCH_ENTRIES.
+pub fn entries_message(stored: Vec<log::Entry>) -> Result<Message, CodecError> {
+    let (entries, bodies) = pack(stored)?;
+    message(FETCH_ENTRIES, &FetchedEntries { entries }, bodies)
+}
+
+/// What such an answer brings.
+pub fn fetched_entries(message: &Message) -> Result<Vec<log::Entry>, CodecError> {
+    let fetched: FetchedEntries = header(message)?;
+    let mut bodies = message.body.clone();
+    let entries = fetched.entries.into_iter().map(|entry| {
+        let body = Body::Bytes(take(&mut bodies, entry.body_length as usize)?);
+        Ok(log::Entry { id: entry.id, command: entry.command, body })
+    });
+    let entries = entries.collect::<Result<Vec<_>, CodecError>>()?;
+    taken(&bodies)?;
+    Ok(entries)
 }
 
 /// One buffer out of many; a single one is not copied.

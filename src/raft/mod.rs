@@ -6,6 +6,8 @@
 //! | `payload` | the formats: what an entry's command, the vote and a snapshot's meta hold |
 //! | `store`, `tail` | openraft's log storage over [`crate::log`], and the last entries in memory |
 //! | `machine`, `publish` | openraft's state machine over [`crate::fs::State`], and its newest root for readers |
+//! | `mend` | good copies of entries that are damaged here |
+//! | `ending` | why a replica ends by itself |
 //! | `snapshot`, `intake`, `bodies` | snapshots: written, received, and the bodies that a receiver lacks |
 //! | `messages`, `network`, `peers`, `server`, `lane` | what peers say to each other, both halves |
 //! | `clock` | cluster time |
@@ -23,10 +25,12 @@
 
 mod bodies;
 mod clock;
+mod ending;
 mod intake;
 mod keeper;
 mod lane;
 mod machine;
+mod mend;
 mod messages;
 mod network;
 mod payload;
@@ -41,7 +45,9 @@ mod types;
 
 /// What [`Replica::read_body`] fails with.
 pub use crate::log::StorageError;
+pub use ending::Ending;
 use machine::Machine;
+pub use mend::supply;
 pub use replica::{Replica, ReplicaError, ReplicaStatus, Timing, Tuning};
 
 #[cfg(test)]

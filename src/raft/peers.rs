@@ -24,6 +24,14 @@ impl Peers {
         self.configured.get(&node).copied().or_else(|| in_membership.parse().ok())
     }
 
+    /// Every other node that this process was told of or has talked to.
+    pub fn others(&self) -> Vec<(NodeId, SocketAddr)> {
+        let linked: Vec<_> = self.links.lock().iter().map(|((node, _), link)| (*node, link.address())).collect();
+        let known: BTreeMap<NodeId, SocketAddr> =
+            linked.into_iter().chain(self.configured.iter().map(|(node, at)| (*node, *at))).collect();
+        known.into_iter().filter(|(node, _)| Some(*node) != self.own.node).collect()
+    }
+
     pub fn link(&self, node: NodeId, address: SocketAddr, purpose: Purpose) -> Link {
         let mut links = self.links.lock();
         match links.get(&(node, purpose)) {

@@ -2,8 +2,10 @@
 
 use super::Machine;
 use super::clock::{self, Clock};
+use super::ending::{Ending, Endings};
 use super::intake::Target;
 use super::keeper::Keeper;
+use super::mend::{self, Mender};
 use super::network::Network;
 use super::payload;
 use super::peers::Peers;
@@ -127,7 +129,7 @@ struct Inner {
     server: Server,
     proposed_bytes: Arc<Semaphore>,
     leader: watch::Receiver<Option<NodeId>>,
-    failure: watch::Receiver<Option<String>>,
+    endings: Endings,
     urgent: Arc<Notify>,
     stop: CancellationToken,
 }
@@ -173,19 +175,32 @@ impl Replica {
         tuning: Tuning,
     ) -> anyhow::Result<Replica> {
         let node = own.node.context("a replica needs a node id")?;
-        let (tell_failure, failure) = watch::channel(None);
-        watch_log(&log, tell_failure.clone());
-        let machine = Machine::load(log.clone()).await.context("cannot load the newest snapshot")?;
+        let endings = Endings::default();
+        watch_log(&log, endings.clone());
+        let machine = Machine::load(log.clone(), endings.clone()).await.context("cannot load the newest snapshot")?;
+        if let Some(snapshot) = machine.loaded() {
+            mend::drop_damaged_margin(&log, snapshot).await.context("cannot purge the log")?;
+        }
         let published = machine.published();
         let peers = Arc::new(Peers::new(own, members));
         let network = Network { peers: peers.clone(), log: log.clone() };
-        let raft = Raft::new(node, config(timing)?, network, Store::new(log.clone()), machine)
-            .await
-            .context("cannot start raft")?;
+        let mender = Arc::new(Mender { log: log.clone(), peers: peers.clone() });
+        let store = Store::new(log.clone(), Some(mender), endings.clone());
+        let raft = Raft::new(node, config(timing)?, network, store, machine).await;
+        // Met on the way, it says more than what openraft made of it.
+        let met = endings.first();
+        let raft = raft.map_err(|e| met.map_or_else(|| e.into(), Ending::into_error)).context("cannot start raft")?;
 
         let stop = CancellationToken::new();
         let space = Arc::new(Mutex::new(()));
-        let target = Target { raft: raft.clone(), log: log.clone(), peers, published: published.clone(), space };
+        let target = Target {
+            raft: raft.clone(),
+            log: log.clone(),
+            peers,
+            published: published.clone(),
+            space,
+            mending: Arc::default(),
+        };
         let urgent = Arc::new(Notify::new());
         let keeper = Keeper {
             raft: raft.clone(),
@@ -197,12 +212,12 @@ impl Replica {
         };
         tokio::spawn(keeper.run(stop.clone()));
         let (tell_leader, leader) = watch::channel(None);
-        tokio::spawn(watch_raft(raft.clone(), node, tell_leader, tell_failure, stop.clone()));
+        tokio::spawn(watch_raft(raft.clone(), node, tell_leader, endings.clone(), stop.clone()));
         let server = Server { raft: raft.clone(), target, intake: Arc::default(), lanes: Arc::default() };
         let proposed_bytes = Arc::new(Semaphore::new(PROPOSED_BYTES_MAX));
         let clock = Clock::default();
         let inner =
-            Inner { own: node, raft, log, published, clock, server, proposed_bytes, leader, failure, urgent, stop };
+            Inner { own: node, raft, log, published, clock, server, proposed_bytes, leader, endings, urgent, stop };
         Ok(Replica { inner: Arc::new(inner) })
     }
 
@@ -332,7 +347,13 @@ impl Replica {
     /// Fetch the body of a committed entry from a peer that has it intact, into this node's log: what to do about a body
     /// that is damaged or missing here. Afterwards [`Replica::read_body`] finds it.
     pub async fn fetch_body(&self, index: LogIndex) -> std::io::Result<()> {
-        self.inner.server.target.fetch_body(index).await
+        self.inner.server.target.fetch_body(index).await.map(drop)
+    }
+
+    /// The same in a task of its own, because of this damage, which is told once it is mended. A body that is being
+    /// mended, or that lately could not be, is left alone.
+    pub fn mend_body(&self, index: LogIndex, damage: &StorageError) {
+        self.inner.server.target.clone().mend_soon(index, damage.to_string());
     }
 
     /// Answer a peer's Raft message (kinds of `raft`'s own range, below 64). Called in the order of arrival on a link.
@@ -351,14 +372,8 @@ impl Replica {
     }
 
     /// Resolves when Raft or the log has ended by itself, with the reason: the process must end.
-    pub async fn failed(&self) -> String {
-        let mut failure = self.inner.failure.clone();
-        let why = failure.wait_for(Option::is_some).await.map(|why| why.clone().unwrap_or_default());
-        match why {
-            Ok(why) => why,
-            // Shut down without a failure.
-            Err(_) => std::future::pending().await,
-        }
+    pub async fn failed(&self) -> Ending {
+        self.inner.endings.wait().await
     }
 
     /// Stop Raft. What was proposed and not answered is unknown to its proposers.
@@ -385,7 +400,9 @@ impl Inner {
 
     /// The log's own words, if it has failed: they name the file.
     fn stopped(&self, fatal: &Fatal<Types>) -> ReplicaError {
-        ReplicaError::Stopped { why: self.failure.borrow().clone().unwrap_or_else(|| fatal.to_string()) }
+        ReplicaError::Stopped {
+            why: self.endings.first().map_or_else(|| fatal.to_string(), |ending| ending.to_string()),
+        }
     }
 }
 
@@ -421,10 +438,8 @@ async fn write(
     }
 }
 
-fn watch_log(log: &Log, tell: watch::Sender<Option<String>>) {
-    log.on_failure(Box::new(move |error| {
-        tell.send_replace(Some(error.to_string()));
-    }));
+fn watch_log(log: &Log, endings: Endings) {
+    log.on_failure(Box::new(move |error| endings.tell(Ending::Storage(error))));
 }
 
 /// Pass on who leads, and whether Raft has ended, as the metrics change.
@@ -432,7 +447,7 @@ async fn watch_raft(
     raft: Raft<Types, Machine>,
     own: NodeId,
     leader: watch::Sender<Option<NodeId>>,
-    failure: watch::Sender<Option<String>>,
+    endings: Endings,
     stop: CancellationToken,
 ) {
     let mut metrics = raft.metrics();
@@ -456,8 +471,7 @@ async fn watch_raft(
         };
         if let Some(why) = ended {
             if !stop.is_cancelled() {
-                // The log's own words come first if there are any: they name the file.
-                failure.send_if_modified(|before| before.is_none() && before.replace(why).is_none());
+                endings.tell(Ending::Raft(why));
             }
             return;
         }

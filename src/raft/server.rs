@@ -4,15 +4,18 @@ use super::Machine;
 use super::bodies;
 use super::intake::{Intake, Target};
 use super::lane::Lane;
-use super::messages::{self, AppendAnswer, TransferAnswer, VoteAnswer, answer};
+use super::mend;
+use super::messages::{self, AppendAnswer, HashAt, HashTold, TransferAnswer, VoteAnswer, answer};
 use super::types::Types;
 use crate::codec::CodecError;
+use crate::fs::LogIndex;
 use crate::net::{Caller, Message, NodeId, Purpose};
 use futures_util::future::BoxFuture;
 use openraft::Raft;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What answers peers.
 #[derive(Clone)]
@@ -22,6 +25,9 @@ pub struct Server {
     pub intake: Arc<Intake>,
     pub lanes: Arc<Mutex<BTreeMap<NodeId, Lane>>>,
 }
+
+/// How long a question for a hash waits until its entry is applied.
+const HASH_WAIT: Duration = Duration::from_secs(2);
 
 /// Nodes that have sent entries to this process: leaders, over time.
 const LANES_MAX: usize = 64;
@@ -45,6 +51,8 @@ impl Server {
             | messages::SNAPSHOT_END
             | messages::SNAPSHOT_PROGRESS => Ok(self.snapshot(node, message)),
             messages::FETCH_BODIES => self.fetch_bodies(&message),
+            messages::FETCH_ENTRIES => self.fetch_entries(&message),
+            messages::HASH_AT => self.hash_at(&message),
             kind => Ok(refused(format!("raft has no message of kind {kind}"))),
         };
         handled.unwrap_or_else(refused)
@@ -116,6 +124,25 @@ impl Server {
         Ok(Box::pin(async move {
             let served = tokio::task::spawn_blocking(move || bodies::serve(&log, &published, question));
             served.await.unwrap_or_else(|e| Message::refused(e.to_string()))
+        }))
+    }
+
+    fn fetch_entries(&self, message: &Message) -> Result<BoxFuture<'static, Message>, CodecError> {
+        let question = messages::header(message)?;
+        let (log, published) = (self.target.log.clone(), self.target.published.clone());
+        Ok(Box::pin(async move {
+            let served = tokio::task::spawn_blocking(move || mend::serve(&log, &published, question));
+            served.await.unwrap_or_else(|e| Message::refused(e.to_string()))
+        }))
+    }
+
+    /// The asker is a little ahead as often as not: it is worth waiting a moment.
+    fn hash_at(&self, message: &Message) -> Result<BoxFuture<'static, Message>, CodecError> {
+        let HashAt { index } = messages::header(message)?;
+        let published = self.target.published.clone();
+        Ok(Box::pin(async move {
+            published.wait(LogIndex(index), Instant::now() + HASH_WAIT).await;
+            answer(messages::HASH_AT, &HashTold { hash: published.hash_at(LogIndex(index)) })
         }))
     }
 }

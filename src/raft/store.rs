@@ -13,15 +13,18 @@
 //! and truncations are durable before their call returns. A purge is not waited for: forgetting one in a crash brings back
 //! entries that a snapshot covers, which does no harm, and openraft's core stands still while it waits.
 
+use super::ending::{Endings, storage_error};
+use super::mend::Mender;
 use super::payload::{self, StoredVote};
 use super::tail::{Tail, weight};
 use super::types::*;
 use crate::limits::APPEND_BYTES_MAX;
-use crate::log::{Log, StorageError};
+use crate::log::{self, Log, StorageError};
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, Range, RangeBounds};
@@ -45,6 +48,9 @@ const _: () = assert!(
 pub struct Store {
     log: Log,
     tail: Arc<Mutex<Tail>>,
+    /// `None`: there are no peers to mend from.
+    mender: Option<Arc<Mender>>,
+    endings: Endings,
 }
 
 /// An error of the disk or of a format, for openraft: the node ends with it.
@@ -58,8 +64,8 @@ pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> io::Result<T> + 
 }
 
 impl Store {
-    pub fn new(log: Log) -> Store {
-        Store { log, tail: Arc::default() }
+    pub fn new(log: Log, mender: Option<Arc<Mender>>, endings: Endings) -> Store {
+        Store { log, tail: Arc::default(), mender, endings }
     }
 
     /// The part of a range that the log holds.
@@ -99,12 +105,26 @@ impl Store {
         if let Some(entries) = self.tail.lock().get(start, end, bytes_max) {
             return Ok(entries);
         }
-        let log = self.log.clone();
-        blocking(move || {
-            let stored = log.entries(start, end, bytes_max, bodies).map_err(io_error)?;
-            stored.into_iter().map(payload::from_stored).collect::<Result<Vec<_>, _>>().map_err(io_error)
-        })
-        .await
+        let stored = self.endings.note(self.read_mended(range, bytes_max, bodies).await)?;
+        stored.into_iter().map(payload::from_stored).collect::<Result<Vec<_>, _>>().map_err(io_error)
+    }
+
+    /// What the log holds; damaged entries are mended on the way, each at most once.
+    async fn read_mended(&self, range: Range<u64>, bytes_max: usize, bodies: bool) -> io::Result<Vec<log::Entry>> {
+        let mut mended = BTreeSet::new();
+        loop {
+            let (log, Range { start, end }) = (self.log.clone(), range.clone());
+            let read = blocking(move || log.entries(start, end, bytes_max, bodies).map_err(io_error)).await;
+            let Err(error) = read else { return read };
+            match (storage_error(&error), &self.mender) {
+                (Some(damage @ StorageError::Damaged { index: Some(index), .. }), Some(mender))
+                    if mended.insert(*index) =>
+                {
+                    mender.mend(*index, damage).await.map_err(io_error)?;
+                }
+                _ => return Err(error),
+            }
+        }
     }
 
     /// A range in pieces of bounded size, read when they are wanted. Nothing may be missing.

@@ -1,5 +1,6 @@
 //! openraft's own suite over our storage, and three replicas over real sockets and files.
 
+use super::ending::Endings;
 use super::machine::Machine;
 use super::messages::{self, Progress, SnapshotBegin, SnapshotItems, SnapshotQuestion};
 use super::payload::StoredMeta;
@@ -21,6 +22,7 @@ use openraft::{OptionalSend, StorageError};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -83,14 +85,27 @@ impl StoreBuilder<Types, SuiteStore, Machine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, SuiteStore, Machine), StorageError<Types>> {
         let directory = tempfile::tempdir().unwrap();
         let log = Log::open(directory.path()).unwrap();
-        let machine = Machine::load(log.clone()).await.unwrap();
-        Ok((directory, SuiteStore { store: Store::new(log.clone()), log }, machine))
+        let machine = Machine::load(log.clone(), Endings::default()).await.unwrap();
+        Ok((directory, SuiteStore { store: Store::new(log.clone(), None, Endings::default()), log }, machine))
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn openrafts_own_suite() {
     Suite::test_all(Builder).await.unwrap();
+}
+
+mod rot;
+
+/// As a node does it: what is missing is asked of the others.
+async fn open_log(
+    own: &Identity,
+    directory: &Path,
+    members: &BTreeMap<NodeId, SocketAddr>,
+) -> Result<Log, crate::log::StorageError> {
+    let (own, directory, members) = (own.clone(), directory.to_owned(), members.clone());
+    let open = move || Log::open_supplied(&directory, &|range| supply(&own, &members, range));
+    tokio::task::spawn_blocking(open).await.unwrap()
 }
 
 /// One node of the test cluster: its directory and address outlive its process.
@@ -161,7 +176,7 @@ impl Cluster {
         let own = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(id), incarnation: self.incarnation };
         let addresses = self.addresses();
         let node = &mut self.nodes[id as usize - 1];
-        let log = Log::open(node.directory.path()).unwrap();
+        let log = open_log(&own, node.directory.path(), &addresses).await.unwrap();
         let replica = Replica::start_tuned(own.clone(), log, addresses, TIMING, TUNING).await.unwrap();
         let stop = CancellationToken::new();
         let listener = TcpListener::bind(node.address).await.unwrap();

@@ -168,7 +168,8 @@ impl Local {
         let peers = self.replica().members().into_iter().filter(|(node, _)| Some(*node) != self.inner.own.node);
         for (node, address) in peers {
             if let Some(bytes) = self.fetch_from(node, address, index, offset, length, deadline).await {
-                tracing::warn!("entry {}: served from node {node}, because here {why}", index.0);
+                tracing::debug!("entry {}: served from node {node}, because here {why}", index.0);
+                self.replica().mend_body(index, &why);
                 return Ok(bytes);
             }
         }

@@ -111,6 +111,10 @@ impl Server {
         if length > BODY_BYTES_MAX as u32 {
             return (Told::Failed(Failure::Refused(Refusal::Invalid)), Bytes::new());
         }
+        // What is not applied here may not be committed: then it is another entry's body.
+        if self.local.replica().state().applied() < index {
+            return (Told::Failed(Failure::NoMajority), Bytes::new());
+        }
         match self.local.own_piece(index, offset, length).await {
             Ok(bytes) => (Told::Body, bytes),
             Err(e) => (Told::Failed(Failure::Damaged(e.to_string())), Bytes::new()),

@@ -10,26 +10,26 @@ use super::super::simulated::{SimulatedDisk, Survival};
 use super::super::{Entry, EntryId, Log, Options, StorageError, Threading};
 use super::{body, entry, waiter};
 
-const SEGMENT_BYTES: u64 = 256 << 10;
+pub const SEGMENT_BYTES: u64 = 256 << 10;
 
 fn open_with(disk: &SimulatedDisk, seed: u64, threading: Threading) -> Result<Log, StorageError> {
     let options = Options { segment_bytes: SEGMENT_BYTES, cache_bytes: 0, seed, threading };
     Log::open_on(Arc::new(disk.clone()), options)
 }
 
-fn open(disk: &SimulatedDisk, seed: u64) -> Result<Log, StorageError> {
+pub fn open(disk: &SimulatedDisk, seed: u64) -> Result<Log, StorageError> {
     open_with(disk, seed, Threading::Pumped)
 }
 
 /// Append and pump; what the callback was told.
-fn append(log: &Log, entries: &[Entry]) -> Result<(), Arc<StorageError>> {
+pub fn append(log: &Log, entries: &[Entry]) -> Result<(), Arc<StorageError>> {
     let (done, result) = waiter();
     log.append(entries.to_vec(), done);
     while log.pump() {}
     result.recv().unwrap()
 }
 
-fn purge(log: &Log, upto: EntryId) {
+pub fn purge(log: &Log, upto: EntryId) {
     let (done, result) = waiter();
     log.purge(upto, done);
     while log.pump() {}
@@ -37,7 +37,7 @@ fn purge(log: &Log, upto: EntryId) {
 }
 
 /// Twelve entries over three segments, the last one unsealed, every one proven durable by a mark.
-fn written() -> (SimulatedDisk, Vec<Entry>) {
+pub fn written() -> (SimulatedDisk, Vec<Entry>) {
     let disk = SimulatedDisk::new();
     let log = open(&disk, 1).unwrap();
     let (done, _) = waiter();
@@ -219,7 +219,7 @@ fn damage_that_a_snapshot_covers_is_dropped_with_the_log_in_front_of_it() {
 }
 
 /// Where the header of this entry's record is, found by its command.
-fn header_of(disk: &SimulatedDisk, name: &str, entry: &Entry) -> u64 {
+pub fn header_of(disk: &SimulatedDisk, name: &str, entry: &Entry) -> u64 {
     let bytes = disk.content(name).unwrap();
     let at = bytes.windows(entry.command.len()).position(|window| window == entry.command).unwrap();
     let table = body(entry).len().div_ceil(16 << 10) * 4;
@@ -296,7 +296,7 @@ fn an_unknown_format_is_refused_by_both_numbers() {
             Ok(log) => log.open_snapshot().map(drop).unwrap_err(),
             Err(error) => error,
         };
-        assert_eq!(refused.to_string(), format!("{name}: format 7, this build reads 1"));
+        assert_eq!(refused.to_string(), format!("{name}: format 7, this build reads 2"));
     }
 }
 

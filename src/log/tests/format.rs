@@ -48,6 +48,7 @@ fn write(disk: Arc<dyn Disk>) {
     step(&|log, done| log.append(entries()[2..].to_vec(), done));
     step(&|log, done| log.import_body(0, Bytes::from_static(b"imported"), done));
     step(&|log, done| log.purge(entries()[1].id, done));
+    step(&|log, done| log.mend_entry(entries()[3].clone(), done));
     log.save_committed(Some(entries()[3].id));
     while log.pump() {}
     let items = [&b"one"[..], b"", b"three"].map(Bytes::from_static);

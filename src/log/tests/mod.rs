@@ -4,6 +4,7 @@ mod cost;
 mod crash;
 mod faults;
 mod format;
+mod mend;
 mod real;
 mod rig;
 

@@ -1,0 +1,157 @@
+//! Rot on one node's disk: found, mended from the others, never served, never the end of more than its node.
+
+use super::*;
+use crate::log::StorageError;
+use std::os::unix::fs::FileExt;
+
+impl Cluster {
+    /// Flip a bit of these bytes wherever they are in a node's segments.
+    fn rot(&self, id: NodeId, needle: &[u8]) {
+        self.rot_at(id, needle, |_, place| place + 3);
+    }
+
+    /// Flip a bit in the header of the record that holds these bytes.
+    fn rot_header(&self, id: NodeId, needle: &[u8]) {
+        self.rot_at(id, needle, |content, place| {
+            content[..place].windows(4).rposition(|word| word == b"kREC").unwrap() + 20
+        });
+    }
+
+    fn rot_at(&self, id: NodeId, needle: &[u8], at: impl Fn(&[u8], usize) -> usize) {
+        let mut found = 0;
+        for file in std::fs::read_dir(self.nodes[id as usize - 1].directory.path()).unwrap() {
+            let path = file.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "seg") {
+                continue;
+            }
+            let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+            let content = std::fs::read(&path).unwrap();
+            for place in content.windows(needle.len()).enumerate().filter(|(_, w)| *w == needle).map(|(at, _)| at) {
+                let place = at(&content, place);
+                file.write_all_at(&[content[place] ^ 4], place as u64).unwrap();
+                found += 1;
+            }
+        }
+        assert!(found > 0, "node {id} does not have these bytes");
+    }
+
+    /// What the node's own log holds of this body, whole.
+    async fn own_body(&self, id: NodeId, version: LogIndex, expected: &Bytes) -> Result<(), StorageError> {
+        let read = self.replica(id).read_body(version, 0, expected.len() as u32).await?;
+        assert_eq!(read, expected, "wrong bytes were served");
+        Ok(())
+    }
+
+    /// The node's log is whole: it needs nobody to start from it.
+    async fn replays_alone(&mut self, id: NodeId) {
+        for other in (1..=3).filter(|other| *other != id) {
+            self.stop(other).await;
+        }
+        let applied = self.replica(id).status().applied;
+        self.restart(id).await;
+        assert!(self.replica(id).wait_applied(LogIndex(applied), Instant::now() + PATIENCE).await);
+    }
+
+    async fn restart(&mut self, id: NodeId) {
+        self.stop(id).await;
+        self.boot(id).await;
+    }
+
+    /// Make this node lead.
+    async fn lead(&self, id: NodeId) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.replica(id).status().role != "leader" {
+            assert!(Instant::now() < deadline, "node {id} does not come to lead");
+            let _ = self.leader().await.transfer_leader(id).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+}
+
+/// Bytes that do not repeat.
+fn noise(seed: u64, length: usize) -> Bytes {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x as u8
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+fn is_damaged(result: &Result<(), StorageError>) -> bool {
+    matches!(result, Err(StorageError::Damaged { .. }))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_body_is_mended_in_place_and_for_good() {
+    let mut cluster = Cluster::start(3).await;
+    let content = noise(1, 200_000);
+    let version = cluster.put("file", content.clone()).await.version;
+    cluster.agree().await;
+    for id in 1..=3 {
+        // Nothing is left in memory.
+        cluster.restart(id).await;
+    }
+    cluster.agree().await;
+    // Node 3's copy is damaged too, elsewhere: it must not be taken.
+    cluster.rot(2, &content[100_000..100_040]);
+    cluster.rot(3, &content[150_000..150_040]);
+    let damage = cluster.own_body(2, version, &content).await.unwrap_err();
+    assert!(matches!(damage, StorageError::Damaged { .. }), "{damage}");
+    assert_eq!(cluster.replica(2).read_body(version, 0, 90_000).await.unwrap(), content[..90_000], "only that block");
+
+    cluster.replica(2).mend_body(version, &damage);
+    let deadline = Instant::now() + PATIENCE;
+    while is_damaged(&cluster.own_body(2, version, &content).await) {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(is_damaged(&cluster.own_body(3, version, &content).await));
+    // From its own disk, alone.
+    cluster.stop(1).await;
+    cluster.stop(3).await;
+    cluster.restart(2).await;
+    cluster.own_body(2, version, &content).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rot_that_a_leader_meets_for_a_follower_is_mended_on_the_way() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.agree().await;
+    cluster.stop(3).await;
+    for round in 0..5 {
+        cluster.put(&format!("missed-{round}"), noise(round, 3000)).await;
+    }
+    cluster.restart(1).await;
+    cluster.agree().await;
+    cluster.lead(1).await;
+    // One in a command, one in a body; both are read for the first time when node 3 needs them.
+    cluster.rot(1, b"missed-1");
+    cluster.rot(1, &noise(3, 3000)[1000..]);
+    cluster.boot(3).await;
+    cluster.agree().await;
+    let leader = cluster.leader().await;
+    assert_eq!(leader.status().leader, Some(1), "the leader goes on");
+    cluster.replays_alone(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rot_in_the_log_is_mended_at_the_start() {
+    let mut cluster = Cluster::start(3).await;
+    for round in 0..5 {
+        cluster.put(&format!("file-{round}"), noise(round, 3000)).await;
+    }
+    cluster.agree().await;
+    for header in [false, true] {
+        cluster.stop(2).await;
+        match header {
+            false => cluster.rot(2, b"file-2"),       // met by the replay
+            true => cluster.rot_header(2, b"file-2"), // met by the opening
+        }
+        cluster.boot(2).await;
+        cluster.agree().await;
+    }
+    cluster.replays_alone(2).await;
+}
