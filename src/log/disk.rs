@@ -14,7 +14,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, fallocate, fdatasync};
+use rustix::fs::{FallocateFlags, fallocate, fdatasync, statvfs};
 
 /// Most slices that the kernel takes in one vectored write (`IOV_MAX`).
 const SLICES_MAX: usize = 1024;
@@ -32,6 +32,8 @@ pub trait Disk: Send + Sync + 'static {
     fn list(&self) -> io::Result<Vec<String>>;
     /// Make creations, renames and removals durable.
     fn sync_dir(&self) -> io::Result<()>;
+    /// Bytes that new files may still take.
+    fn free_bytes(&self) -> io::Result<u64>;
     /// What a message to the operator calls this file.
     fn path_of(&self, name: &str) -> String;
 }
@@ -113,6 +115,11 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self) -> io::Result<()> {
         File::open(&self.directory)?.sync_all()
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let disk = statvfs(&self.directory)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     fn path_of(&self, name: &str) -> String {

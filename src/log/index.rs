@@ -25,17 +25,24 @@ pub struct BodyPlace {
     pub place: Place,
 }
 
+/// What is live in a segment below the purge point.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    pub bodies: u64,
+    pub bytes: u64,
+}
+
 /// I1  `slots[i]` is entry `first + i`; the log has no holes.
 /// I2  `first` is behind `purged`.
 /// I3  An unwritten place belongs to a queued record, whose bytes are in the cache or among the queued imports.
-/// I4  `bodies_in[s]` is the number of written bodies of segment `s` in `bodies`.
+/// I4  `bodies_in[s]` counts the written bodies of segment `s` in `bodies`, and the bytes of their records.
 #[derive(Default)]
 pub struct Index {
     pub purged: Option<EntryId>,
     first: u64,
     slots: VecDeque<Slot>,
     bodies: BTreeMap<u64, BodyPlace>,
-    bodies_in: BTreeMap<u32, u64>,
+    bodies_in: BTreeMap<u32, Live>,
     /// Written bodies that nothing can ask for any more, not yet given back.
     pub dead: Vec<Place>,
     sum: u64,
@@ -136,24 +143,32 @@ impl Index {
 
     /// Forget a body; its bytes are dead.
     pub fn drop_body(&mut self, index: u64) {
-        if let Some(old) = self.bodies.remove(&index) {
-            self.count(old.place, -1);
-            self.bury(old.place);
+        if let Some(old) = self.take_body(index) {
+            self.bury(old);
         }
+    }
+
+    /// Forget a body; where its bytes are is the caller's to give back.
+    pub fn take_body(&mut self, index: u64) -> Option<Place> {
+        let old = self.bodies.remove(&index)?;
+        self.count(old.place, -1);
+        Some(old.place)
     }
 
     fn count(&mut self, place: Place, change: i64) {
         if place.is_written() {
-            let count = self.bodies_in.entry(place.segment).or_default();
-            *count = count.saturating_add_signed(change);
-            if *count == 0 {
+            let live = self.bodies_in.entry(place.segment).or_default();
+            live.bodies = live.bodies.saturating_add_signed(change);
+            live.bytes = live.bytes.saturating_add_signed(change * (place.end() - place.offset as u64) as i64);
+            if live.bodies == 0 {
                 self.bodies_in.remove(&place.segment);
             }
         }
     }
 
-    pub fn has_bodies_in(&self, segment: u32) -> bool {
-        self.bodies_in.contains_key(&segment)
+    /// What is live in this segment; nothing is an empty answer.
+    pub fn live_in(&self, segment: u32) -> Option<Live> {
+        self.bodies_in.get(&segment).copied()
     }
 
     /// The entry of this index, still in the log or purged meanwhile, has been written at `place`.

@@ -1,7 +1,7 @@
 //! One process per data directory.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Write};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -30,8 +30,8 @@ impl DirectoryLock {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(in_use(directory, &mut file)),
             Err(error) => return Err(io("lock")(error.into())),
         }
-        file.set_len(0).and_then(|()| file.rewind()).map_err(io("write"))?;
-        write!(file, "{}", std::process::id()).map_err(io("write"))?;
+        // In place and always as long: on a full disk there is no block for a file that was emptied first.
+        write!(file, "{:<20}", std::process::id()).map_err(io("write"))?;
         Ok(DirectoryLock { _file: file })
     }
 }
@@ -40,6 +40,6 @@ fn in_use(directory: &Path, file: &mut File) -> StorageError {
     let mut holder = String::new();
     // The number only helps the operator; without it the refusal stands.
     let _ = file.take(20).read_to_string(&mut holder);
-    let holder = if holder.is_empty() { "unknown".into() } else { holder };
-    StorageError::InUse { directory: directory.display().to_string(), holder }
+    let holder = if holder.trim().is_empty() { "unknown" } else { holder.trim() };
+    StorageError::InUse { directory: directory.display().to_string(), holder: holder.into() }
 }

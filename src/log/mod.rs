@@ -1,7 +1,7 @@
 //! The log: bytes in, bytes out, one segmented file log that is also the data store.
 //!
 //! This room knows entries, votes, bodies and snapshot items as opaque bytes; it knows nothing of commands or of
-//! openraft. Absent on purpose: replication, compaction, and any clock but the one that delays a mark.
+//! openraft. Absent on purpose: replication, and any clock but the one that delays a mark.
 //!
 //! # Decisions
 //!
@@ -12,6 +12,8 @@
 //!   point it lives until [`Log::reclaim`] is told that it is dead.
 //! * A failed write or sync ends the log. Nothing of that batch is acknowledged, nothing is written or synced again.
 //!   Reads go on. The process is to be ended; the next opening finds what is true: [`recovery`].
+//! * A reserve keeps a full disk usable: [`space`]. Dead bodies are given back: [`reclaim`]; what is left of segments that
+//!   are mostly dead is written anew: [`compact`].
 //! * The layout of the bytes is in [`mod@format`], that of metadata snapshots in [`snapshot`].
 //! * The disk is a trait with two implementers: [`disk::RealDisk`] and [`simulated::SimulatedDisk`].
 //!
@@ -22,6 +24,7 @@ pub mod disk;
 pub mod simulated;
 
 mod cache;
+mod compact;
 mod format;
 mod index;
 mod lock;
@@ -33,12 +36,14 @@ mod recovery;
 mod scan;
 mod segment;
 mod snapshot;
+mod space;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -47,11 +52,11 @@ use parking_lot::Mutex;
 pub use lock::DirectoryLock;
 pub use mend::Supply;
 pub use snapshot::SnapshotReader;
+pub use space::{Room, is_full, release_spare};
 
 use crate::limits::SEGMENT_BYTES;
 use disk::{Disk, RealDisk};
-use format::{Kind, Place};
-use index::BodyPlace;
+use format::Place;
 use queue::{Job, Memory, Shared};
 use writer::Writer;
 
@@ -122,6 +127,11 @@ impl StorageError {
             }
             StorageError::NoBody { index } => StorageError::NoBody { index: *index },
         }
+    }
+
+    /// Whether there was no room, rather than a failing disk.
+    pub fn is_full(&self) -> bool {
+        matches!(self, StorageError::Io { source, .. } if is_full(source))
     }
 }
 
@@ -380,34 +390,41 @@ impl Log {
         self.shared.submit(done, |memory| {
             self.shared.check_size("a body", 0, body.len())?;
             if !body.is_empty() {
-                let serial = memory.serial();
-                let place = Place { body: body.len() as u32, ..Place::default() };
-                memory.index.set_body(index, BodyPlace { kind: Kind::Import, place });
-                memory.imports.insert(index, (serial, body.clone()));
-                memory.push(Job::Import { index, serial, body });
+                memory.import(index, body);
             }
             Ok(())
         });
     }
 
-    /// Give back what is at or below the purge point and not live: remove whole segments, punch out dead bodies.
-    /// `is_live` must speak for a state at or behind the purge point, and for every snapshot that is kept. Waits for
-    /// what is queued; the writer does not wait for it.
-    pub fn reclaim(&self, is_live: &dyn Fn(u64) -> bool) -> Result<(), StorageError> {
+    /// Give back what is at or below the purge point and not live: remove whole segments, punch out dead bodies, write the
+    /// rest of mostly dead segments anew. `is_live` must speak for a state at or behind the purge point, and for every
+    /// snapshot that is kept. Waits for what is queued; the writer does not wait for it. True: there is more to compact
+    /// than one call may do.
+    pub fn reclaim(&self, is_live: &dyn Fn(u64) -> bool) -> Result<bool, StorageError> {
         let _one_at_a_time = self.runner.reclaims.lock();
-        let (send, receive) = std::sync::mpsc::channel();
         let mut horizon = None;
+        self.barrier(|memory| horizon = Some(self.shared.horizon(memory)))?;
+        let Some(horizon) = horizon else { return Ok(false) };
+        let segment = horizon.segment;
+        self.shared.reclaim(horizon, is_live)?;
+        let more = self.compact(segment)?;
+        self.shared.remove_segments(segment)?;
+        Ok(more)
+    }
+
+    /// Change the memory, and wait until everything that was queued before and with that is durable.
+    fn barrier(&self, change: impl FnOnce(&mut Memory)) -> Result<(), StorageError> {
+        let (send, receive) = std::sync::mpsc::channel();
         let done: Done = Box::new(move |result| drop(send.send(result)));
         self.shared.submit(done, |memory| {
-            horizon = Some(self.shared.horizon(memory));
+            change(memory);
             Ok(())
         });
         while self.pump() {}
-        let stopped = || self.shared.refusal("the log is closed".into());
-        match (receive.recv(), horizon) {
-            (Ok(Ok(())), Some(horizon)) => self.shared.reclaim(horizon, is_live),
-            (Ok(Err(error)), _) => Err(error.again()),
-            _ => Err(stopped()),
+        match receive.recv() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(error.again()),
+            Err(_) => Err(self.shared.refusal("the log is closed".into())),
         }
     }
 
@@ -416,7 +433,24 @@ impl Log {
         self.shared.memory.lock().index.bytes_since(index)
     }
 
-    /// Bytes of disk that the log occupies, without files that are kept for reuse.
+    /// Room on the disk.
+    pub fn room(&self) -> Room {
+        self.shared.room()
+    }
+
+    /// Bytes that the next snapshot may take, and what it will about need: half as much again as the last one.
+    pub fn room_for_snapshot(&self) -> (u64, u64) {
+        let last = self.shared.snapshot_bytes.load(Ordering::Relaxed);
+        (self.shared.room_for_snapshot(), last + last / 2)
+    }
+
+    /// Fill the reserve up, as far as the disk has room.
+    pub fn replenish(&self) -> Result<(), StorageError> {
+        let _not_while_reclaimed = self.runner.reclaims.lock();
+        self.shared.replenish()
+    }
+
+    /// Bytes of disk that the log occupies, without the reserve.
     pub fn bytes_on_disk(&self) -> u64 {
         let segments: Vec<_> = self.shared.memory.lock().segments.values().cloned().collect();
         segments.iter().map(|segment| segment.file.allocated().unwrap_or(segment.header.bytes)).sum()
@@ -443,7 +477,10 @@ impl Log {
         items: &mut dyn Iterator<Item = Result<Bytes, StorageError>>,
     ) -> Result<(), StorageError> {
         let _one_at_a_time = self.runner.snapshots.lock();
-        snapshot::write_snapshot(&*self.shared.disk, last, &meta, items)
+        let relieve = || self.shared.release_spare();
+        let bytes = snapshot::write_snapshot(&*self.shared.disk, last, &meta, items, &relieve)?;
+        self.shared.snapshot_bytes.store(bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The newest valid snapshot: its last entry, meta and a reader of its items. A damaged one is never returned; it is
@@ -451,6 +488,9 @@ impl Log {
     pub fn open_snapshot(&self) -> Result<Option<SnapshotReader>, StorageError> {
         let _not_while_written = self.runner.snapshots.lock();
         let (reader, skipped) = snapshot::open_newest(&*self.shared.disk)?;
+        if let Some(reader) = &reader {
+            self.shared.snapshot_bytes.store(reader.bytes(), Ordering::Relaxed);
+        }
         let purged = self.shared.memory.lock().index.purged.map(|purged| purged.index);
         match skipped {
             Some(damaged) if reader.as_ref().map(|reader| reader.last.index) < purged => Err(damaged),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -9,8 +10,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::cache::Cache;
 use super::disk::Disk;
-use super::format::{HEADER_BYTES, Place, ROW_BYTES};
-use super::index::Index;
+use super::format::{HEADER_BYTES, Kind, Place, ROW_BYTES};
+use super::index::{BodyPlace, Index};
 use super::segment::Segment;
 use super::{Done, EntryId, LogState, Options, StorageError};
 
@@ -75,7 +76,9 @@ pub struct Memory {
     pub segments: BTreeMap<u32, Arc<Segment>>,
     /// Sequence of the segment that is written.
     pub active: u32,
-    /// Names of freed segment files that wait to be used again.
+    /// Bytes that the segment which is written still takes.
+    pub active_rest: u64,
+    /// Names of segment files that wait to be used (again): the reserve.
     pub spares: Vec<String>,
     pub vote: Option<Bytes>,
     pub committed: Option<EntryId>,
@@ -99,6 +102,7 @@ impl Memory {
             imports: BTreeMap::new(),
             segments,
             active,
+            active_rest: 0,
             spares: Vec::new(),
             vote: None,
             committed: None,
@@ -113,6 +117,15 @@ impl Memory {
 
     pub fn push(&mut self, job: Job) {
         self.queue.push(job);
+    }
+
+    /// Queue the body of an entry that is not in the Raft log (any more). Found there from now on.
+    pub fn import(&mut self, index: u64, body: Bytes) {
+        let serial = self.serial();
+        let place = Place { body: body.len() as u32, ..Place::default() };
+        self.index.set_body(index, BodyPlace { kind: Kind::Import, place });
+        self.imports.insert(index, (serial, body.clone()));
+        self.push(Job::Import { index, serial, body });
     }
 
     pub fn serial(&mut self) -> u64 {
@@ -166,12 +179,14 @@ pub struct Shared {
     pub disk: Arc<dyn Disk>,
     pub options: Options,
     pub memory: Mutex<Memory>,
+    /// Size of the newest snapshot.
+    pub snapshot_bytes: AtomicU64,
     wake: Condvar,
 }
 
 impl Shared {
     pub fn new(disk: Arc<dyn Disk>, options: Options, memory: Memory) -> Shared {
-        Shared { disk, options, memory: Mutex::new(memory), wake: Condvar::new() }
+        Shared { disk, options, memory: Mutex::new(memory), snapshot_bytes: AtomicU64::new(0), wake: Condvar::new() }
     }
 
     /// Change the memory and queue jobs in one step, unless the log is dead: then only `done` is called.

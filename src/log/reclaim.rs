@@ -8,8 +8,6 @@
 //! bodies of these, never were. Everything else that a removed segment said is repeated at the head of the next.
 //!
 //! A hole needs no record: a large body that reads as zeros and does not verify was given back.
-//!
-//! Absent on purpose: compaction of segments that are mostly dead but hold small live bodies.
 
 use std::sync::Arc;
 
@@ -17,18 +15,17 @@ use super::StorageError;
 use super::format::{LARGE_BODY_BYTES, Place};
 use super::queue::Shared;
 use super::segment::Segment;
+use super::space::spare_name;
 
 /// Bodies that are looked at under one hold of the lock.
 const STEP_BODIES: usize = 1024;
-/// Segment files that are kept for reuse.
-const SPARES_MAX: usize = 2;
 
 /// What was true when the barrier was queued, and is durable once it has passed.
 pub struct Horizon {
     /// Bodies of entries below this index may be dead.
     purged_next: u64,
     /// Segments below this one hold no entry of the Raft log and are not written any more.
-    segment: u32,
+    pub segment: u32,
     /// The segment that was written then; only older ones are touched.
     active: u32,
     dead: Vec<Place>,
@@ -47,31 +44,34 @@ impl Shared {
 
     /// After the barrier: give back what is not live.
     pub fn reclaim(&self, horizon: Horizon, is_live: &dyn Fn(u64) -> bool) -> Result<(), StorageError> {
-        self.drop_dead_bodies(&horizon, is_live);
+        let found = self.drop_dead_bodies(&horizon, is_live);
         let mut dead = horizon.dead;
-        dead.append(&mut self.memory.lock().index.dead);
+        dead.extend(found);
         self.remove_segments(horizon.segment)?;
         self.punch(dead, horizon.active)
     }
 
-    fn drop_dead_bodies(&self, horizon: &Horizon, is_live: &dyn Fn(u64) -> bool) {
-        let mut from = 0;
+    /// Where the bytes of what was dropped are. What others bury meanwhile is not among it: the truncation or the import
+    /// that killed it may not be durable yet.
+    fn drop_dead_bodies(&self, horizon: &Horizon, is_live: &dyn Fn(u64) -> bool) -> Vec<Place> {
+        let (mut from, mut dropped) = (0, Vec::new());
         loop {
             let bodies = self.memory.lock().index.bodies(from, horizon.purged_next, STEP_BODIES);
-            let Some((last, _)) = bodies.last() else { return };
+            let Some((last, _)) = bodies.last() else { return dropped };
             from = last + 1;
             // `is_live` is the caller's: it may take its own locks, so ours is not held.
             let dead: Vec<_> = bodies.into_iter().filter(|(index, _)| !is_live(*index)).collect();
             let mut memory = self.memory.lock();
             for (index, body) in dead {
                 if body.place.is_written() && memory.index.body(index) == Some(body) {
-                    memory.index.drop_body(index);
+                    dropped.extend(memory.index.take_body(index));
                 }
             }
         }
     }
 
-    fn remove_segments(&self, below: u32) -> Result<(), StorageError> {
+    /// Remove the segments below this one of which nothing is needed.
+    pub fn remove_segments(&self, below: u32) -> Result<(), StorageError> {
         let mut unsynced = false;
         for segment in self.detach_segments(below) {
             let operation = |operation| move |source| (operation, source);
@@ -91,6 +91,10 @@ impl Shared {
     /// Take the segments out of the memory that are not needed, oldest first.
     fn detach_segments(&self, below: u32) -> Vec<Arc<Segment>> {
         let mut memory = self.memory.lock();
+        if !memory.imports.is_empty() {
+            // A body that is being replaced counts as gone where it was, and is not durable yet where it will be.
+            return Vec::new();
+        }
         let candidates: Vec<Arc<Segment>> =
             memory.segments.range(..below).map(|(_, segment)| segment.clone()).collect();
         let mut detached = Vec::new();
@@ -98,7 +102,7 @@ impl Shared {
         for segment in candidates {
             let sequence = segment.header.sequence;
             let pinned = older_remains && segment.truncates.load(std::sync::atomic::Ordering::Relaxed);
-            if pinned || memory.index.has_bodies_in(sequence) {
+            if pinned || memory.index.live_in(sequence).is_some() {
                 older_remains = true;
                 continue;
             }
@@ -108,15 +112,19 @@ impl Shared {
         detached
     }
 
-    /// Keep the file for reuse if nobody reads it and few are kept; else remove it.
+    /// Keep the file as a spare if nobody reads it and spares are wanted; else remove it.
     fn retire(&self, segment: &Arc<Segment>, name: &str) -> std::io::Result<()> {
         let reusable = Arc::strong_count(segment) == 1
             && segment.header.bytes == self.options.segment_bytes
-            && self.memory.lock().spares.len() < SPARES_MAX;
+            && self.memory.lock().spares.len() < self.spares_wanted();
         if !reusable {
             return self.disk.remove(name);
         }
-        let spare = format!("{:016}.free", segment.header.sequence);
+        // A spare has all its blocks: fill the holes.
+        if segment.file.preallocate(segment.header.bytes).is_err() {
+            return self.disk.remove(name);
+        }
+        let spare = spare_name(segment.header.sequence);
         self.disk.rename(name, &spare)?;
         // Before it is overwritten: else a crash could bring the old name back with the new content.
         self.disk.sync_dir()?;

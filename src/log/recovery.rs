@@ -28,11 +28,14 @@ use super::queue::{Job, Memory};
 use super::scan::{Found, Scan, command, is_intact, record_at, scan};
 use super::segment::{Segment, segment_name, segment_sequence};
 use super::snapshot::{is_snapshot, newest_snapshot};
-use super::writer::{Tail, make_segment};
+use super::space::{is_full, is_spare, release_spare_of, relieved};
+use super::writer::{Tail, make_segment, rest};
 use super::{Body, Entry, EntryId, Options, StorageError};
 
 /// Unproven records are written again in pieces of this size.
 const REWRITE_BYTES: u64 = 1 << 20;
+/// Copies of torn writes that are kept.
+const TORN_COPIES_MAX: usize = 4;
 
 /// Open or create the log on `disk`.
 pub fn recover(disk: &dyn Disk, options: &Options, supply: &Supply) -> Result<(Memory, Tail), StorageError> {
@@ -44,7 +47,8 @@ pub fn recover(disk: &dyn Disk, options: &Options, supply: &Supply) -> Result<(M
         None => create(disk, options, &names)?,
         Some((last, sealed)) => reopen(disk, options, (sealed, *last), supply)?,
     };
-    memory.spares = names.into_iter().filter(|name| is_usable_spare(disk, name, options)).collect();
+    memory.active_rest = rest(&tail.segment, tail.end, tail.rows.len());
+    memory.spares = usable_spares(disk, options)?;
     Ok((memory, tail))
 }
 
@@ -59,9 +63,20 @@ fn remove_unfinished(disk: &dyn Disk, names: &[String]) -> Result<(), StorageErr
     Ok(())
 }
 
+/// The spares that are there. Those of another size, or whose blocks are not all allocated, are of no use and removed.
+fn usable_spares(disk: &dyn Disk, options: &Options) -> Result<Vec<String>, StorageError> {
+    let names = disk.list().map_err(|e| io(disk, "list", "", e))?;
+    let (usable, useless): (Vec<_>, Vec<_>) =
+        names.into_iter().filter(|name| is_spare(name)).partition(|name| is_usable_spare(disk, name, options));
+    for name in &useless {
+        disk.remove(name).map_err(|e| io(disk, "remove", name, e))?;
+    }
+    Ok(usable)
+}
+
 fn is_usable_spare(disk: &dyn Disk, name: &str, options: &Options) -> bool {
-    name.ends_with(".free")
-        && disk.open(name).and_then(|file| file.length()).is_ok_and(|bytes| bytes == options.segment_bytes)
+    let bytes = disk.open(name).and_then(|file| Ok((file.length()?, file.allocated()?)));
+    bytes.is_ok_and(|(length, allocated)| length == options.segment_bytes && allocated >= length)
 }
 
 fn create(disk: &dyn Disk, options: &Options, names: &[String]) -> Result<(Memory, Tail), StorageError> {
@@ -131,7 +146,7 @@ fn sealed_rows(segment: &Arc<Segment>, replay: &mut Replay) -> Result<Vec<Row>, 
     Ok(scan.records.iter().filter_map(row_of).collect())
 }
 
-fn read_seal(segment: &Segment) -> Result<Option<Vec<Row>>, StorageError> {
+pub fn read_seal(segment: &Segment) -> Result<Option<Vec<Row>>, StorageError> {
     let header = &segment.header;
     let trailer = segment.read(header.bytes - HEADER_BYTES as u64, header.bytes)?;
     let Some(offset) = trailer.as_slice().try_into().ok().and_then(|bytes| header.read_trailer(bytes)) else {
@@ -185,22 +200,61 @@ fn first_torn(segment: &Segment, scan: &Scan, proven: u64, rotten: usize) -> Res
     Ok(gap)
 }
 
-/// Cut the tail at `at`: keep a copy, then zero it, so that no record of it is ever found again behind a later one.
+/// Cut the tail at `at`: keep a copy, then zero it, so that no record of it is ever found again behind a later one. Zeros
+/// are written, not punched: the blocks stay allocated, and on a full disk nobody else gets them.
 fn cut(disk: &dyn Disk, segment: &Segment, scan: &mut Scan, at: u64) -> Result<(), StorageError> {
     let end = scan.junk_end.max(at + HEADER_BYTES as u64).min(segment.header.bytes);
     let name = format!("torn-{}-{at}", segment.header.sequence);
     let bytes = segment.read(at, end)?;
-    let copy = disk.create(&name).map_err(|e| io(disk, "create", &name, e))?;
-    copy.write_at(0, &mut [IoSlice::new(&bytes)]).map_err(|e| io(disk, "write", &name, e))?;
-    copy.sync_data().map_err(|e| io(disk, "sync", &name, e))?;
-    disk.sync_dir().map_err(|e| io(disk, "sync the directory of", &name, e))?;
-    segment.file.punch_hole(at, end - at).map_err(|e| segment.io("cut", e))?;
-    segment.file.sync_data().map_err(|e| segment.io("sync", e))?;
+    keep_copy(disk, &name, &bytes)?;
+    write_zeros(segment, at, end).map_err(|e| segment.io("cut", e))?;
     scan.records.retain(|found| found.place.end() <= at);
     scan.end = at;
     scan.sealed = false;
     tracing::warn!(file = segment.path, offset = at, bytes = end - at, kept = name, "cut a torn write off the log");
     Ok(())
+}
+
+/// Keep what is cut, for whoever wants to look at it, and no more than the last few. A disk without room for it does not
+/// keep a node from starting: nothing in it was ever acknowledged.
+fn keep_copy(disk: &dyn Disk, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
+    let relieve = || release_spare_of(disk);
+    let copied = relieved(&relieve, || {
+        let copy = disk.create(name)?;
+        copy.write_at(0, &mut [IoSlice::new(bytes)])?;
+        copy.sync_data()
+    });
+    match copied {
+        Err(error) if is_full(&error) => {
+            tracing::warn!(file = disk.path_of(name), "the disk is full: no copy of the torn write is kept");
+            disk.remove(name).map_err(|e| io(disk, "remove", name, e))?;
+        }
+        other => other.map_err(|e| io(disk, "write", name, e))?,
+    }
+    let names = disk.list().map_err(|e| io(disk, "list", "", e))?;
+    let mut copies: Vec<_> = names.iter().filter_map(|name| Some((torn_place(name)?, name))).collect();
+    copies.sort_unstable();
+    for (_, older) in &copies[..copies.len().saturating_sub(TORN_COPIES_MAX)] {
+        disk.remove(older).map_err(|e| io(disk, "remove", older, e))?;
+    }
+    disk.sync_dir().map_err(|e| io(disk, "sync the directory of", name, e))
+}
+
+/// Segment and offset in the name of a copy; `None` for any other file.
+fn torn_place(name: &str) -> Option<(u32, u64)> {
+    let (segment, offset) = name.strip_prefix("torn-")?.split_once('-')?;
+    Some((segment.parse().ok()?, offset.parse().ok()?))
+}
+
+fn write_zeros(segment: &Segment, from: u64, to: u64) -> std::io::Result<()> {
+    let zeros = vec![0; (to - from).min(REWRITE_BYTES) as usize];
+    let mut at = from;
+    while at < to {
+        let piece = (to - at).min(zeros.len() as u64) as usize;
+        segment.file.write_at(at, &mut [IoSlice::new(&zeros[..piece])])?;
+        at += piece as u64;
+    }
+    segment.file.sync_data()
 }
 
 /// Write `from..to` once more and sync it.

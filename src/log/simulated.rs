@@ -17,6 +17,8 @@ use super::disk::{Disk, DiskFile};
 /// What a crash keeps or loses at once.
 const SECTOR_BYTES: u64 = 512;
 const BLOCK_BYTES: u64 = 4096;
+/// What a disk without a capacity says to be free.
+const UNBOUNDED_FREE_BYTES: u64 = 1 << 50;
 
 /// What survives of everything that was not synced when the power went.
 #[derive(Clone, Copy, Debug)]
@@ -299,14 +301,18 @@ impl World {
         }
     }
 
+    fn used_bytes(&self) -> u64 {
+        let inodes = self.names.values().filter_map(|inode| self.inodes.get(inode));
+        inodes.map(|inode| inode.blocks.len() as u64 * BLOCK_BYTES).sum()
+    }
+
     fn check_space(&self, inode: u64, offset: u64, bytes: u64) -> io::Result<()> {
         let Some(capacity) = self.capacity else { return Ok(()) };
-        let used: usize = self.names.values().filter_map(|inode| self.inodes.get(inode)).map(|i| i.blocks.len()).sum();
         let have = self.inodes.get(&inode).map(|inode| &inode.blocks);
         let more = (offset / BLOCK_BYTES..(offset + bytes).div_ceil(BLOCK_BYTES))
             .filter(|block| !have.is_some_and(|blocks| blocks.contains(block)))
             .count();
-        match (used + more) as u64 * BLOCK_BYTES > capacity {
+        match self.used_bytes() + more as u64 * BLOCK_BYTES > capacity {
             true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
             false => Ok(()),
         }
@@ -503,6 +509,11 @@ impl Disk for SimulatedDisk {
         world.durable_names = world.names.clone();
         world.unsynced.retain(|change| change.inode().is_some());
         Ok(())
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let world = self.world.lock();
+        Ok(world.capacity.map_or(UNBOUNDED_FREE_BYTES, |capacity| capacity.saturating_sub(world.used_bytes())))
     }
 
     fn path_of(&self, name: &str) -> String {

@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use super::disk::{Disk, DiskFile};
 use super::format::{FORMAT, HEADER_BYTES, HeaderFault, get_u32, get_u64, put_u32, put_u64};
+use super::space::relieved;
 use super::{EntryId, StorageError};
 
 /// Largest item, in bytes.
@@ -64,27 +65,30 @@ fn decode_header(bytes: &[u8]) -> Result<EntryId, HeaderFault> {
     }
 }
 
-/// Write a snapshot and remove the older ones.
+/// Write a snapshot and remove the older ones; its size in bytes. If the disk is full, `relieve` is asked for room.
 pub fn write_snapshot(
     disk: &dyn Disk,
     last: EntryId,
     meta: &Bytes,
     items: &mut dyn Iterator<Item = Result<Bytes, StorageError>>,
-) -> Result<(), StorageError> {
+    relieve: &dyn Fn() -> bool,
+) -> Result<u64, StorageError> {
     let name = snapshot_name(last.index);
     let temporary = format!("{name}.tmp");
     let io = |operation| {
         let file = disk.path_of(&temporary);
         move |source| StorageError::Io { operation, file: file.clone(), source }
     };
-    let file = disk.create(&temporary).map_err(io("create"))?;
+    let file = relieved(relieve, || disk.create(&temporary)).map_err(io("create"))?;
+    let mut sink = Sink { file: &*file, relieve, offset: 0, buffer: Vec::with_capacity(BUFFER_BYTES), crc: 0 };
     let written =
-        write_items(&*file, last, meta, items, &io("write")).and_then(|()| file.sync_data().map_err(io("sync")));
+        write_items(&mut sink, last, meta, items, &io("write")).and_then(|()| file.sync_data().map_err(io("sync")));
     if let Err(error) = written {
         // The disk may be full of it; the next opening removes it too.
         let _ = disk.remove(&temporary);
         return Err(error);
     }
+    let bytes = sink.offset;
     disk.rename(&temporary, &name).map_err(io("rename"))?;
     disk.sync_dir().map_err(io("sync the directory of"))?;
     for older in disk.list().map_err(io("list"))?.iter().filter(|name| snapshot_index(name) < Some(last.index)) {
@@ -92,17 +96,16 @@ pub fn write_snapshot(
             disk.remove(older).map_err(io("remove older than"))?;
         }
     }
-    Ok(())
+    Ok(bytes)
 }
 
 fn write_items(
-    file: &dyn DiskFile,
+    sink: &mut Sink<'_>,
     last: EntryId,
     meta: &Bytes,
     items: &mut dyn Iterator<Item = Result<Bytes, StorageError>>,
     io: &dyn Fn(std::io::Error) -> StorageError,
 ) -> Result<(), StorageError> {
-    let mut sink = Sink { file, offset: 0, buffer: Vec::with_capacity(BUFFER_BYTES), crc: 0 };
     sink.put(&encode_header(last)).and_then(|()| sink.item(meta)).map_err(io)?;
     let mut count = 0u64;
     for item in items {
@@ -120,6 +123,7 @@ fn write_items(
 
 struct Sink<'a> {
     file: &'a dyn DiskFile,
+    relieve: &'a dyn Fn() -> bool,
     offset: u64,
     buffer: Vec<u8>,
     crc: u32,
@@ -145,7 +149,8 @@ impl Sink<'_> {
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.file.write_at(self.offset, &mut [IoSlice::new(&self.buffer)])?;
+        let (file, offset, buffer) = (self.file, self.offset, &self.buffer);
+        relieved(self.relieve, || file.write_at(offset, &mut [IoSlice::new(buffer)]))?;
         self.offset += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
@@ -197,6 +202,11 @@ impl std::fmt::Debug for SnapshotReader {
 }
 
 impl SnapshotReader {
+    /// Bytes of the file.
+    pub fn bytes(&self) -> u64 {
+        self.source.length
+    }
+
     fn open(disk: &dyn Disk, name: &str) -> Result<SnapshotReader, StorageError> {
         let path = disk.path_of(name);
         let io = |operation| {

@@ -317,6 +317,7 @@ impl Writer {
             make_segment(&*self.shared.disk, &self.shared.options, spare, sequence, next_index, &self.recorded)?;
         let mut memory = self.shared.memory.lock();
         memory.active = sequence;
+        memory.active_rest = rest(&segment, end, 0);
         memory.segments.insert(sequence, segment.clone());
         (self.segment, self.end, self.synced, self.marked, self.controls) = (segment, end, end, end, 1);
         Ok(())
@@ -334,6 +335,7 @@ impl Writer {
             }
         }
         memory.cache.evict();
+        memory.active_rest = rest(&self.segment, self.end, self.rows.len());
         drop(memory);
         calls.into_iter().for_each(|done| done(Ok(())));
         true
@@ -374,6 +376,11 @@ fn import_durable(memory: &mut Memory, index: u64, serial: u64, place: Place) {
     } else {
         memory.index.dead.push(place);
     }
+}
+
+/// What a segment still takes behind `end`, when it must be sealed with so many rows.
+pub fn rest(segment: &Segment, end: u64, rows: usize) -> u64 {
+    segment.header.bytes.saturating_sub(end + (rows * ROW_BYTES + 3 * HEADER_BYTES) as u64)
 }
 
 /// Make the file of a new segment: header and state durable first, then its name. Returns it and where records go.

@@ -111,7 +111,7 @@ impl Keeper {
             result
         });
         match reclaimed.await {
-            Ok(Ok(())) => {}
+            Ok(Ok(_)) => {}
             Ok(Err(e)) => tracing::error!("cannot reclaim space: {e}"),
             Err(e) => tracing::error!("reclaiming space failed: {e}"),
         }

@@ -7,6 +7,7 @@ mod format;
 mod mend;
 mod real;
 mod rig;
+mod space;
 
 use std::sync::Arc;
 use std::sync::mpsc;

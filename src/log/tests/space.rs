@@ -1,0 +1,271 @@
+//! Space: the reserve, a full disk, compaction, and what a crash may find of them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::super::disk::Disk;
+use super::super::simulated::{SimulatedDisk, Survival};
+use super::super::{Entry, EntryId, Log, Options, StorageError, Threading};
+use super::rig::snapshot;
+use super::{body, entry, waiter};
+
+const SEGMENT_BYTES: u64 = 256 << 10;
+
+fn open(disk: &SimulatedDisk, seed: u64) -> Result<Log, StorageError> {
+    let options = Options { segment_bytes: SEGMENT_BYTES, cache_bytes: 0, seed, threading: Threading::Pumped };
+    Log::open_on(Arc::new(disk.clone()), options)
+}
+
+fn append(log: &Log, entries: &[Entry]) -> Result<(), Arc<StorageError>> {
+    let (done, result) = waiter();
+    log.append(entries.to_vec(), done);
+    while log.pump() {}
+    result.recv().unwrap()
+}
+
+fn purge(log: &Log, upto: EntryId) {
+    let (done, result) = waiter();
+    log.purge(upto, done);
+    while log.pump() {}
+    result.recv().unwrap().unwrap();
+}
+
+fn segments(disk: &SimulatedDisk) -> usize {
+    disk.list().unwrap().iter().filter(|name| name.ends_with(".seg")).count()
+}
+
+fn spares(disk: &SimulatedDisk) -> usize {
+    disk.list().unwrap().iter().filter(|name| name.ends_with(".free")).count()
+}
+
+/// 600 entries of about 2 KB over several segments, all but the last few purged.
+fn purged() -> (SimulatedDisk, Vec<Entry>) {
+    let disk = SimulatedDisk::new();
+    let log = open(&disk, 1).unwrap();
+    let entries: Vec<_> = (0..600).map(|i| entry(1, i, 60, 1500 + i as usize)).collect();
+    entries.chunks(20).for_each(|chunk| append(&log, chunk).unwrap());
+    log.save_committed(Some(entries[599].id));
+    purge(&log, entries[590].id);
+    drop(log);
+    (disk.kill(), entries)
+}
+
+fn is_live(index: u64) -> bool {
+    index.is_multiple_of(25)
+}
+
+fn expect_live_bodies(log: &Log, entries: &[Entry]) {
+    for entry in entries.iter().filter(|entry| is_live(entry.id.index) || entry.id.index > 590) {
+        let length = body(entry).len() as u32;
+        assert_eq!(log.read_body(entry.id.index, 0, length).unwrap(), body(entry), "{}", entry.id.index);
+    }
+}
+
+#[test]
+fn mostly_dead_segments_are_emptied_and_go() {
+    let (disk, entries) = purged();
+    let log = open(&disk, 2).unwrap();
+    assert!(segments(&disk) >= 5);
+    assert!(!log.reclaim(&is_live).unwrap(), "one round is enough for this");
+    expect_live_bodies(&log, &entries);
+    assert!(segments(&disk) <= 2, "{:?}", disk.list());
+    assert!(matches!(log.read_body(7, 0, 10), Err(StorageError::NoBody { index: 7 })));
+    let before = disk.counters();
+    log.reclaim(&is_live).unwrap();
+    assert!(disk.counters().bytes_written - before.bytes_written < 1000, "something is moved twice");
+    drop(log);
+    let log = open(&disk.crash(Survival::Nothing), 3).unwrap();
+    expect_live_bodies(&log, &entries);
+    assert_eq!(log.entries(591, 600, usize::MAX, true).unwrap(), entries[591..]);
+}
+
+#[test]
+fn a_crash_at_any_step_of_a_compaction_loses_nothing_live() {
+    let (disk, entries) = purged();
+    let whole = {
+        let disk = disk.copy();
+        open(&disk, 2).unwrap().reclaim(&is_live).unwrap();
+        disk.counters().operations
+    };
+    assert!(whole > 20, "{whole} changes");
+    for at in 0..whole {
+        for survival in [Survival::Nothing, Survival::Everything, Survival::Random(at)] {
+            let disk = disk.copy();
+            disk.halt_after(at);
+            let log = open(&disk, 2);
+            if let Ok(log) = &log {
+                let _ = log.reclaim(&is_live);
+            }
+            drop(log);
+            let disk = disk.crash(survival);
+            let log = open(&disk, 3).unwrap();
+            expect_live_bodies(&log, &entries);
+            log.reclaim(&is_live).unwrap();
+            expect_live_bodies(&log, &entries);
+        }
+    }
+}
+
+#[test]
+fn a_body_that_does_not_verify_is_left_for_the_repair() {
+    let (disk, entries) = purged();
+    let content = disk.content("0000000000000001.seg").unwrap();
+    let bytes = body(&entries[25]);
+    let at = content.windows(bytes.len()).position(|window| window == bytes).unwrap();
+    assert!(disk.flip_bit("0000000000000001.seg", at as u64 + 9, 1));
+    let log = open(&disk, 2).unwrap();
+    log.reclaim(&is_live).unwrap();
+    assert!(matches!(log.read_body(25, 0, 100), Err(StorageError::Damaged { index: Some(25), .. })));
+    let (done, _) = waiter();
+    log.import_body(25, bytes.clone(), done);
+    log.reclaim(&is_live).unwrap();
+    expect_live_bodies(&log, &entries);
+    assert!(segments(&disk) <= 2, "{:?}", disk.list());
+}
+
+/// What is truncated or replaced while space is given back is not durably so: a crash may bring it back.
+#[test]
+fn nothing_is_given_back_for_what_is_not_durable() {
+    let disk = SimulatedDisk::new();
+    let log = open(&disk, 1).unwrap();
+    let entries: Vec<_> = (0..12).map(|i| entry(1, i, 50, 66_000)).collect();
+    entries.chunks(2).for_each(|chunk| append(&log, chunk).unwrap());
+    purge(&log, entries[1].id);
+    let log_too = log.clone();
+    let truncated = std::cell::Cell::new(false);
+    let truncate = |_| {
+        if !truncated.replace(true) {
+            log_too.truncate_after(Some(entries[2].id), Box::new(|_| ()));
+        }
+        true
+    };
+    log.reclaim(&truncate).unwrap();
+    assert!(truncated.get());
+    let log = open(&disk.crash(Survival::Everything), 2).unwrap();
+    assert_eq!(log.entries(2, 12, usize::MAX, true).unwrap(), entries[2..]);
+
+    let (disk, entries) = purged();
+    let log = open(&disk, 2).unwrap();
+    let (log_too, replaced) = (log.clone(), std::cell::Cell::new(false));
+    let replace = |index| {
+        if !replaced.replace(true) {
+            for entry in &entries[..100] {
+                log_too.import_body(entry.id.index, body(entry).clone(), Box::new(|_| ()));
+            }
+        }
+        index < 100
+    };
+    log.reclaim(&replace).unwrap();
+    let log = open(&disk.crash(Survival::Everything), 3).unwrap();
+    for entry in &entries[..100] {
+        assert_eq!(log.read_body(entry.id.index, 0, 100).unwrap(), body(entry).slice(..100));
+    }
+}
+
+#[test]
+fn the_reserve_outlives_a_full_disk_and_a_restart() {
+    let (disk, entries) = purged();
+    let log = open(&disk, 2).unwrap();
+    log.replenish().unwrap();
+    assert_eq!(spares(&disk), 2);
+    assert!(log.room().free > SEGMENT_BYTES);
+
+    // Someone else takes all the rest.
+    let used = |disk: &SimulatedDisk| {
+        let names = disk.list().unwrap();
+        names.iter().map(|name| disk.open(name).unwrap().allocated().unwrap()).sum::<u64>()
+    };
+    disk.set_capacity(Some(used(&disk)));
+    assert!(log.room().free < SEGMENT_BYTES && log.room().with_reserve >= SEGMENT_BYTES, "{:?}", log.room());
+    drop(log);
+    let disk = disk.kill();
+    let log = open(&disk, 3).unwrap();
+    assert_eq!(spares(&disk), 2, "kept over the restart");
+
+    // As many entries as the room with the reserve promises, then a vote.
+    let mut next = 600;
+    while log.room().with_reserve > 8000 {
+        append(&log, &[entry(2, next, 100, 2000)]).unwrap();
+        next += 1;
+    }
+    assert_eq!((log.room().free, spares(&disk)), (0, 1));
+    let (done, voted) = waiter();
+    log.save_vote(Bytes::from_static(b"vote"), done);
+    while log.pump() {}
+    voted.recv().unwrap().unwrap();
+
+    // Freeing brings the room and the reserve back: first the dead segments, then the compacted.
+    log.reclaim(&is_live).unwrap();
+    log.replenish().unwrap();
+    expect_live_bodies(&log, &entries);
+    assert_eq!(spares(&disk), 2);
+    assert!(log.room().free >= SEGMENT_BYTES, "{:?}", log.room());
+    drop(log);
+    let log = open(&disk.crash(Survival::Nothing), 4).unwrap();
+    assert_eq!(log.state().last.unwrap().index, next - 1);
+}
+
+#[test]
+fn a_snapshot_on_a_full_disk_uses_the_reserve_but_its_last_segment() {
+    let (disk, entries) = purged();
+    let log = open(&disk, 2).unwrap();
+    log.replenish().unwrap();
+    disk.set_capacity(Some(0));
+    let write = |index: usize, items| {
+        let (meta, bytes) = snapshot(entries[index].id, items);
+        log.write_snapshot(entries[index].id, meta, &mut bytes.map(Ok))
+    };
+    disk.set_capacity(Some(disk_bytes(&disk)));
+    write(500, 20).unwrap();
+    assert_eq!(spares(&disk), 1);
+    assert_eq!(log.open_snapshot().unwrap().unwrap().last, entries[500].id);
+
+    disk.set_capacity(Some(disk_bytes(&disk)));
+    let error = write(510, 300).unwrap_err();
+    assert!(error.is_full(), "{error}");
+    assert_eq!(spares(&disk), 1, "the last is for votes");
+    assert_eq!(log.open_snapshot().unwrap().unwrap().last, entries[500].id, "the older one stays");
+    assert!(!disk.list().unwrap().iter().any(|name| name.ends_with(".tmp")));
+    append(&log, &[entry(2, 600, 100, 100)]).unwrap();
+}
+
+fn disk_bytes(disk: &SimulatedDisk) -> u64 {
+    let names = disk.list().unwrap();
+    names.iter().map(|name| disk.open(name).unwrap().allocated().unwrap()).sum()
+}
+
+/// Every power cut leaves a torn write; each is kept a while, and a full disk does not stop the node.
+#[test]
+fn copies_of_torn_writes_are_few_and_a_full_disk_does_without() {
+    let mut disk = SimulatedDisk::new();
+    let copies = |disk: &SimulatedDisk| {
+        let names = disk.list().unwrap();
+        names.into_iter().filter(|name| name.starts_with("torn-")).collect::<Vec<_>>()
+    };
+    let mut newest = Vec::new();
+    for round in 0..8 {
+        let log = open(&disk, round).unwrap();
+        log.replenish().unwrap();
+        let next = log.state().last.map_or(0, |last| last.index + 1);
+        if round == 7 {
+            disk.set_capacity(Some(disk_bytes(&disk)));
+        }
+        append(&log, &[entry(1, next, 10, 3000)]).unwrap();
+        let before = disk.counters();
+        disk.fail_write_after(0, libc::EIO);
+        assert!(append(&log, &[entry(1, next + 1, 10, 3000)]).is_err());
+        assert!(disk.counters().writes > before.writes);
+        drop(log);
+        disk = disk.crash(Survival::Everything);
+        let found = copies(&disk);
+        assert!(found.len() <= 4, "{found:?}");
+        if round < 7 {
+            newest = found;
+        }
+    }
+    let log = open(&disk, 9).unwrap();
+    assert_eq!(log.state().last.unwrap().index, 7);
+    assert_eq!(copies(&disk).len(), 4, "{:?} after {newest:?}", copies(&disk));
+    append(&log, &[entry(1, 8, 10, 3000)]).unwrap();
+}
