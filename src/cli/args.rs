@@ -52,6 +52,13 @@ pub enum Verb {
     /// Compare all replicas at one index and test their invariants
     #[command(after_help = "Example:\n  keelfs check && echo sound")]
     Check(RemoteArgs),
+    /// Print the Raft log of a node that is stopped; changes nothing
+    #[command(
+        after_help = "One line for each entry that the node's log still holds; with --json one object on each line.\n\n\
+        Examples:\n  keelfs log /var/lib/keelfs --from 1000\n  keelfs log /var/lib/keelfs --json | \
+        jq -c 'select(.session == 4096)'"
+    )]
+    Log(LogArgs),
     /// Print a file
     #[command(after_help = "Example:\n  keelfs read /greeting")]
     Read(PathArgs),
@@ -260,6 +267,21 @@ pub struct RemoteArgs {
     /// How long to try
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// The node's data directory
+    pub data: PathBuf,
+    /// The first entry to print
+    #[arg(long, value_name = "INDEX", default_value_t = 0)]
+    pub from: u64,
+    /// The last entry to print [default: the last one of the log]
+    #[arg(long, value_name = "INDEX")]
+    pub to: Option<u64>,
+    /// Print so many bytes of each entry's body as well, in hexadecimal
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    pub body: u32,
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,7 @@ mod check;
 mod cluster;
 mod error;
 mod files;
+mod log;
 mod mount;
 mod mounts;
 mod output;
@@ -51,6 +52,7 @@ fn run(verb: Verb, output: Output) -> CliResult {
         Verb::Umount(args) => mount::umount(args, output),
         Verb::Status(args) => block_on(status::status(args, output)),
         Verb::Check(args) => block_on(check::check(args, output)),
+        Verb::Log(args) => log::log(args, output),
         Verb::Read(args) => block_on(files::read(args, output)),
         Verb::Write(args) => block_on(files::write(args, output)),
         Verb::Cas(args) => block_on(files::cas(args, output)),

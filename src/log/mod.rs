@@ -15,13 +15,15 @@
 //! * A reserve keeps a full disk usable: [`space`]. Dead bodies are given back: [`reclaim`]; what is left of segments that
 //!   are mostly dead is written anew: [`compact`].
 //! * The layout of the bytes is in [`mod@format`], that of metadata snapshots in [`snapshot`].
-//! * The disk is a trait with two implementers: [`disk::RealDisk`] and [`simulated::SimulatedDisk`].
+//! * The disk is a trait with three implementers: [`disk::RealDisk`], [`simulated::SimulatedDisk`], and
+//!   [`untouched::UntouchedDisk`] for those who only look.
 //!
 //! Cost of one durable append: its bytes, 64 to 127 of header and padding, 4 for each 16 KiB of body; one `pwritev` and one
 //! `fdatasync` for everything that was queued meanwhile.
 
 pub mod disk;
 pub mod simulated;
+pub mod untouched;
 
 mod cache;
 mod compact;

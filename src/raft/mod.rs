@@ -48,6 +48,7 @@ pub use crate::log::StorageError;
 pub use ending::Ending;
 use machine::Machine;
 pub use mend::supply;
+pub use payload::{Recorded, recorded};
 pub use replica::{Replica, ReplicaError, ReplicaStatus, Timing, Tuning};
 
 #[cfg(test)]

@@ -29,6 +29,24 @@ enum Stored<C> {
     Command(C),
 }
 
+/// What an entry of the log says, for people who look into a stopped node's log.
+#[derive(Clone, Debug)]
+pub enum Recorded {
+    /// A leader's first entry.
+    Blank,
+    Membership(StoredMembers),
+    Command(Stamped),
+}
+
+/// What the `command` bytes of an entry say.
+pub fn recorded(command: &[u8]) -> Result<Recorded, CodecError> {
+    Ok(match decode_formatted::<Stored<Stamped>>("command", command)? {
+        Stored::Blank => Recorded::Blank,
+        Stored::Membership(members) => Recorded::Membership(members),
+        Stored::Command(stamped) => Recorded::Command(stamped),
+    })
+}
+
 /// Voters (two sets while the membership changes) and the addresses of all nodes, learners included.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredMembers {
