@@ -3,7 +3,7 @@
 use super::errno::{Kind, of_failure};
 use super::handles::Handles;
 use super::lock_table::LockTable;
-use super::overlay::DirectWrites;
+use super::overlay::Overlay;
 use crate::fs::{Answer, Attributes, Command, Credentials, Ino, Query, Reply, SessionId};
 use crate::volume::{Failure, Freshness, Volume};
 use bytes::Bytes;
@@ -16,7 +16,7 @@ pub struct Mounted {
     pub volume: Volume,
     pub handles: Arc<Handles>,
     pub locks: Arc<LockTable>,
-    pub direct_writes: DirectWrites,
+    pub overlay: Arc<Overlay>,
     pub runtime: tokio::runtime::Handle,
     /// What reads and look-ups may return; changes never depend on it.
     pub freshness: Freshness,

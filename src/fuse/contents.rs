@@ -6,11 +6,13 @@
 
 use super::call::{Call, changed_attributes, unexpected};
 use super::errno::{Kind, of_failure};
+use super::overlay::{Arrived, Filling, Overlay};
 use super::translate;
 use crate::fs::{AllocateMode, Answer, AttributeChanges, Attributes, Command, Ino, Query, Reply, Usage};
 use crate::volume::{Capacity, Failure};
 use bytes::Bytes;
 use fuser::Errno;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Most bytes that one copy reply can report, in whole pages.
@@ -39,38 +41,58 @@ impl Target {
             _ => Target::End,
         }
     }
+
+    /// Tell the overlay of so many bytes for this place, before anything is waited for.
+    pub fn arrives(self, overlay: &Arc<Overlay>, ino: Ino, length: usize) -> Arrived {
+        let to_end_of = |offset: u64| offset..offset.saturating_add(length as u64);
+        match self {
+            Target::At(offset) => overlay.write_arrived(ino, Some(to_end_of(offset))),
+            Target::End => overlay.write_arrived(ino, None),
+            Target::Pages(offset) => overlay.pages_arrived(ino, to_end_of(offset)),
+        }
+    }
 }
 
 impl Call {
-    /// `fills_pages`: for the page cache, not for a caller's buffer.
+    /// `filling`: the bytes are for the page cache, not for a caller's buffer.
     pub async fn read(
         &self,
         ino: Ino,
         handle: u64,
         (offset, length): (u64, u32),
-        fills_pages: bool,
+        filling: Option<Filling>,
     ) -> Result<Bytes, Errno> {
         self.lock_session(ino, handle).await?;
-        if fills_pages {
-            self.mounted.direct_writes.filled(ino, offset, u64::from(length));
-        }
         let read = self.volume().read_as(ino, offset, length, self.mounted.freshness, self.deadline).await;
-        read.map(|(_, bytes)| bytes).map_err(|failure| of_failure(&failure, Kind::Question))
+        let (head, bytes) = read.map_err(|failure| of_failure(&failure, Kind::Question))?;
+        if let Some(filling) = filling {
+            filling.filled(offset, u64::from(length), head.version);
+        }
+        Ok(bytes)
     }
 
-    pub async fn write(&self, ino: Ino, handle: u64, target: Target, data: Bytes) -> Result<u32, Errno> {
+    /// `arrived`: as [`Target::arrives`] has it.
+    pub async fn write(
+        &self,
+        ino: Ino,
+        handle: u64,
+        target: Target,
+        data: Bytes,
+        arrived: Arrived,
+    ) -> Result<u32, Errno> {
         let length = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
-        let (command, sent) = match target {
-            Target::At(offset) => {
-                let sent = self.mounted.direct_writes.sent(ino, offset, data.clone());
-                (Command::Write { ino, offset, length }, Some(sent))
-            }
-            Target::Pages(offset) => (Command::Write { ino, offset, length }, None),
-            Target::End => (Command::Append { ino, length }, None),
+        let turn = tokio::time::timeout_at(self.deadline.into(), arrived.turn()).await;
+        turn.map_err(|_| of_failure(&Failure::NoMajority, Kind::Change))?;
+        let (command, body) = match target {
+            Target::At(offset) => (Command::Write { ino, offset, length }, data.clone()),
+            Target::Pages(offset) => (Command::Write { ino, offset, length }, arrived.laid_over(offset, data.clone())),
+            Target::End => (Command::Append { ino, length }, data.clone()),
         };
-        self.change(ino, Some(handle), command, data).await?;
-        if let Some(sent) = sent {
-            sent.answered();
+        let written = changed_attributes(self.change(ino, Some(handle), command, body).await?)?;
+        match target {
+            Target::At(offset) => arrived.answered(offset, written.version, data),
+            Target::End => arrived.answered(written.size.saturating_sub(u64::from(length)), written.version, data),
+            Target::Pages(_) => {}
         }
         Ok(length)
     }

@@ -4,6 +4,7 @@
 //! gone ("I hold it" or "I do not"). The count must rise before the inode is looked at, and a session must exist, because
 //! only sessions are asked.
 
+use super::overlay::Overlay;
 use crate::fs::Ino;
 use crate::volume::Volume;
 use fuser::FileHandle;
@@ -14,6 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub struct Handles {
     volume: Volume,
+    /// Is told of the last close of an inode.
+    overlay: Arc<Overlay>,
     next: AtomicU64,
     counts: Mutex<HashMap<Ino, u64>>,
     /// Of open directories, by handle: the cookie at which the walk that is under way ends.
@@ -21,8 +24,9 @@ pub struct Handles {
 }
 
 impl Handles {
-    pub fn new(volume: Volume) -> Arc<Handles> {
-        Arc::new(Handles { volume, next: AtomicU64::new(1), counts: Mutex::default(), walk_ends: Mutex::default() })
+    pub fn new(volume: Volume, overlay: Arc<Overlay>) -> Arc<Handles> {
+        let next = AtomicU64::new(1);
+        Arc::new(Handles { volume, overlay, next, counts: Mutex::default(), walk_ends: Mutex::default() })
     }
 
     /// Count an open. The guard takes it back unless it is turned into a handle. `None`: the inode has lost its names, and
@@ -48,6 +52,8 @@ impl Handles {
         *count -= 1;
         if *count == 0 {
             counts.remove(&ino);
+            // Before anybody can have opened it anew.
+            self.overlay.closed(ino);
         }
         self.volume.closed(ino);
     }

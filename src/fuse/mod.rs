@@ -50,7 +50,7 @@ use call::Mounted;
 use fuser::{Config, Generation, Session, SessionACL};
 use handles::Handles;
 use lock_table::LockTable;
-use overlay::DirectWrites;
+use overlay::Overlay;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -78,10 +78,11 @@ pub fn mount(
     let path = mounts::canonical(at)?;
     mounts::clear(&path)?;
     let device = mounts::mount(&path, &options)?;
+    let overlay = Arc::new(Overlay::default());
     let mounted = Arc::new(Mounted {
-        handles: Handles::new(volume.clone()),
+        handles: Handles::new(volume.clone(), overlay.clone()),
         locks: Arc::new(LockTable::default()),
-        direct_writes: DirectWrites::default(),
+        overlay,
         freshness: options.freshness,
         volume,
         runtime,

@@ -195,8 +195,9 @@ impl Filesystem for Adapter {
     ) {
         // Only a read into a caller's buffer says whose it is (fs/fuse/file.c, `fuse_send_read`).
         let fills_pages = caller.is_none();
-        self.run(request, size as usize, reply, move |call| async move {
-            call.read(ino(inode), handle.0, (offset, size), fills_pages).await
+        self.run(request, size as usize, reply, move |call| {
+            let filling = fills_pages.then(|| call.mounted.overlay.fills(ino(inode)));
+            async move { call.read(ino(inode), handle.0, (offset, size), filling).await }
         });
     }
 
@@ -214,11 +215,9 @@ impl Filesystem for Adapter {
     ) {
         let target = Target::of(offset, flags.0, write_flags.contains(WriteFlags::FUSE_WRITE_CACHE));
         self.run(request, data.len(), reply, |call| {
-            let data = match target {
-                Target::Pages(offset) => call.mounted.direct_writes.laid_over(ino(inode), offset, data),
-                Target::At(_) | Target::End => Bytes::copy_from_slice(data),
-            };
-            async move { call.write(ino(inode), handle.0, target, data).await }
+            let arrived = target.arrives(&call.mounted.overlay, ino(inode), data.len());
+            let data = Bytes::copy_from_slice(data);
+            async move { call.write(ino(inode), handle.0, target, data, arrived).await }
         });
     }
 

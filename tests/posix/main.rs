@@ -90,6 +90,7 @@ fn checks() -> Vec<Check> {
         check(limits::sizes_out_of_bounds_are_refused),
         check(limits::a_process_keeps_to_its_file_size_limit),
         check(maps::a_shared_map_and_calls_agree_on_one_side),
+        check(maps::stores_writes_and_appends_into_one_page_lose_nothing),
         check(maps::what_msync_has_written_is_seen_there),
         check(maps::a_private_map_changes_no_file),
         check(maps::a_map_behind_the_end_is_not_written),

@@ -3,8 +3,10 @@
 
 use crate::ground::{Ground, assert_same, content, pattern};
 use crate::system::Map;
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 const LENGTH: usize = 50_000;
 
@@ -26,6 +28,59 @@ pub fn a_shared_map_and_calls_agree_on_one_side(ground: &Ground) {
     }
     drop((map, second));
     assert_same(&content(&file), &expected, "after the maps");
+}
+
+/// A page is written back whole, and a call writes around it: neither may bring back what the other has replaced, nor
+/// an append's bytes go because a page ended where they begin.
+/// Holds [V6].
+pub fn stores_writes_and_appends_into_one_page_lose_nothing(ground: &Ground) {
+    let (path, _) = ground.both("file");
+    let before = pattern(1000, 5);
+    let (file, there) = ground.open_on_both("file", &before);
+    let rounds = 0..100u64;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let map = Map::shared(&file, 1000);
+            for round in rounds.clone() {
+                map.write(8, &round.to_le_bytes());
+                if round % 2 == 0 {
+                    map.sync();
+                }
+                assert_eq!(number_at(&file, 8), round, "a store, read by a call");
+            }
+        });
+        scope.spawn(|| {
+            let map = Map::shared(&file, 1000);
+            for round in rounds.clone() {
+                file.write_all_at(&round.to_le_bytes(), 504).expect("a write");
+                assert_eq!(map.read(504, 8), round.to_le_bytes(), "a write, seen in a map");
+                assert_eq!(number_at(&file, 504), round, "a write, read");
+            }
+        });
+        scope.spawn(|| {
+            let mut file = OpenOptions::new().append(true).open(&path).expect("a descriptor that appends");
+            for round in rounds.clone() {
+                file.write_all(&round.to_le_bytes()).expect("an append");
+                assert_eq!(number_at(&file_of(&path), 1000 + 8 * round), round, "an append, read");
+            }
+        });
+    });
+    let last = (rounds.end - 1).to_le_bytes();
+    let mut expected = before;
+    expected[8..16].copy_from_slice(&last);
+    expected[504..512].copy_from_slice(&last);
+    expected.extend(rounds.flat_map(u64::to_le_bytes));
+    assert_same(&content(&there), &expected, "all of it, on the other side");
+}
+
+fn file_of(path: &Path) -> File {
+    File::open(path).expect("an open file")
+}
+
+fn number_at(file: &File, offset: u64) -> u64 {
+    let mut bytes = [0; 8];
+    file.read_exact_at(&mut bytes, offset).expect("a read");
+    u64::from_le_bytes(bytes)
 }
 
 /// Holds [D3], [V7].
