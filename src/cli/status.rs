@@ -157,6 +157,7 @@ mod tests {
             snapshot: 0,
             purged: 0,
             log_bytes: 1,
+            compared: Default::default(),
         };
         let (cluster, version) = (uuid::Uuid::nil(), "1".to_string());
         let told = NodeStatus {

@@ -4,8 +4,10 @@
 //! second, even if something in it hangs: a thread of its own sees to that.
 
 use super::exit::{Exit, NodeError};
+use super::fence;
 use crate::log::Log;
 use crate::raft::{Ending, Replica};
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -33,7 +35,7 @@ impl Fatal {
     }
 
     /// Learn of the end of Raft.
-    pub(super) fn watch_replica(&self, replica: Replica) {
+    pub(super) fn watch_replica(&self, replica: Replica, data: PathBuf) {
         let fatal = self.clone();
         tokio::spawn(async move {
             let ending = replica.failed().await;
@@ -41,7 +43,10 @@ impl Fatal {
             tokio::time::sleep(LOG_FIRST).await;
             fatal.report(match ending {
                 Ending::Storage(error) => NodeError::from(&*error),
-                Ending::Diverged(why) => NodeError::new(Exit::Damaged, why),
+                Ending::Diverged(why) => {
+                    fence::mark(&data, &why);
+                    NodeError::new(Exit::Damaged, fence::barred(&data, &why))
+                }
                 Ending::Raft(why) => NodeError::failed(format!("raft has ended: {why}")),
             });
         });

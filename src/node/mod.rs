@@ -10,6 +10,7 @@
 
 pub mod exit;
 mod fatal;
+mod fence;
 pub mod identity;
 mod upkeep;
 
@@ -83,6 +84,7 @@ impl Node {
         let mut directory = DataDirectory::open(&options.data)?;
         raise_open_files_limit();
         let lock = DirectoryLock::acquire(&directory.path)?;
+        fence::refuse(&directory.path)?;
         let address = listen_address(&directory, &options)?;
         let listener = bind(address, "peers and clients").await?;
         let cs733 = match options.cs733_listen {
@@ -97,7 +99,7 @@ impl Node {
         let replica = Replica::start(own.clone(), log, directory.members.clone(), options.timing)
             .await
             .map_err(|e| refine(&e, "start raft"))?;
-        fatal.watch_replica(replica.clone());
+        fatal.watch_replica(replica.clone(), directory.path.clone());
         let local = Local::new(replica.clone(), own.clone(), directory.path.clone());
         let status = status_of(&directory, &options, incarnation, replica.clone(), address, cs733.as_ref());
         let (front, back, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());

@@ -62,6 +62,10 @@ impl Endings {
         self.sender.borrow().clone()
     }
 
+    pub fn is_told(&self) -> bool {
+        self.sender.borrow().is_some()
+    }
+
     pub async fn wait(&self) -> Ending {
         let mut told = self.sender.subscribe();
         match told.wait_for(Option::is_some).await.map(|ending| ending.clone()) {

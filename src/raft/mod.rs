@@ -7,6 +7,7 @@
 //! | `store`, `tail` | openraft's log storage over [`crate::log`], and the last entries in memory |
 //! | `machine`, `publish` | openraft's state machine over [`crate::fs::State`], and its newest root for readers |
 //! | `mend` | good copies of entries that are damaged here |
+//! | `compare` | do all replicas have the same state? A node that is wrong fences itself |
 //! | `ending` | why a replica ends by itself |
 //! | `snapshot`, `intake`, `bodies` | snapshots: written, received, and the bodies that a receiver lacks |
 //! | `messages`, `network`, `peers`, `server`, `lane` | what peers say to each other, both halves |
@@ -25,6 +26,7 @@
 
 mod bodies;
 mod clock;
+mod compare;
 mod ending;
 mod intake;
 mod keeper;
@@ -45,6 +47,7 @@ mod types;
 
 /// What [`Replica::read_body`] fails with.
 pub use crate::log::StorageError;
+pub use compare::Comparison;
 pub use ending::Ending;
 use machine::Machine;
 pub use mend::supply;

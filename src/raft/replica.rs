@@ -2,6 +2,7 @@
 
 use super::Machine;
 use super::clock::{self, Clock};
+use super::compare::{Comparer, Comparison};
 use super::ending::{Ending, Endings};
 use super::intake::Target;
 use super::keeper::Keeper;
@@ -70,6 +71,7 @@ pub struct ReplicaStatus {
     pub snapshot: u64,
     pub purged: u64,
     pub log_bytes: u64,
+    pub compared: Comparison,
 }
 
 /// Raft's timing. Defaults: heartbeat 200 ms, election 500 to 900 ms.
@@ -135,6 +137,7 @@ struct Inner {
     proposed_bytes: Arc<Semaphore>,
     leader: watch::Receiver<Option<NodeId>>,
     endings: Endings,
+    compared: Arc<parking_lot::Mutex<Comparison>>,
     urgent: Arc<Notify>,
     stop: CancellationToken,
 }
@@ -218,11 +221,33 @@ impl Replica {
         tokio::spawn(keeper.run(stop.clone()));
         let (tell_leader, leader) = watch::channel(None);
         tokio::spawn(watch_raft(raft.clone(), node, tell_leader, endings.clone(), stop.clone()));
+        let compared = Arc::default();
+        let comparer = Comparer {
+            own: node,
+            raft: raft.clone(),
+            peers: target.peers.clone(),
+            published: published.clone(),
+            endings: endings.clone(),
+            last: Arc::clone(&compared),
+        };
+        tokio::spawn(comparer.run(stop.clone()));
         let server = Server { raft: raft.clone(), target, intake: Arc::default(), lanes: Arc::default() };
         let proposed_bytes = Arc::new(Semaphore::new(PROPOSED_BYTES_MAX));
         let clock = Clock::default();
-        let inner =
-            Inner { own: node, raft, log, published, clock, server, proposed_bytes, leader, endings, urgent, stop };
+        let inner = Inner {
+            own: node,
+            raft,
+            log,
+            published,
+            clock,
+            server,
+            proposed_bytes,
+            leader,
+            endings,
+            compared,
+            urgent,
+            stop,
+        };
         Ok(Replica { inner: Arc::new(inner) })
     }
 
@@ -269,6 +294,7 @@ impl Replica {
     /// too early: no leader resumes its term, and a follower asks the leader.
     pub async fn read_index(&self) -> Result<LogIndex, ReplicaError> {
         let inner = &self.inner;
+        inner.going_on()?;
         match inner.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
             Ok(linearizer) => Ok(LogIndex(linearizer.read_log_id().index())),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
@@ -332,6 +358,7 @@ impl Replica {
             snapshot: metrics.snapshot.map_or(0, |id| id.index),
             purged: metrics.purged.map_or(0, |id| id.index),
             log_bytes: inner.log.bytes_on_disk(),
+            compared: inner.compared.lock().clone(),
         }
     }
 
@@ -376,6 +403,11 @@ impl Replica {
         self.inner.raft.trigger().transfer_leader(to).await.map_err(|fatal| self.inner.stopped(&fatal))
     }
 
+    /// An error once this replica has ended by itself: nothing of its state may be served any more.
+    pub fn going_on(&self) -> Result<(), ReplicaError> {
+        self.inner.going_on()
+    }
+
     /// Resolves when Raft or the log has ended by itself, with the reason: the process must end.
     pub async fn failed(&self) -> Ending {
         self.inner.endings.wait().await
@@ -393,6 +425,7 @@ impl Replica {
 impl Inner {
     /// Under whose lead a proposal made now would stand: this node's.
     fn leading(&self) -> Result<LeaderId, ReplicaError> {
+        self.going_on()?;
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         match &metrics.running_state {
@@ -400,6 +433,13 @@ impl Inner {
             // The vote alone would not do: after a restart it still is the committed one of the former leader.
             Ok(()) if metrics.state.is_leader() && metrics.vote.committed => Ok(metrics.vote.leader_id),
             Ok(()) => Err(ReplicaError::NotLeader { leader: leader_of(&metrics, self.own) }),
+        }
+    }
+
+    fn going_on(&self) -> Result<(), ReplicaError> {
+        match self.endings.is_told() {
+            false => Ok(()),
+            true => Err(ReplicaError::Stopped { why: self.endings.first().map_or("?".into(), |e| e.to_string()) }),
         }
     }
 

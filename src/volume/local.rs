@@ -73,6 +73,7 @@ impl Local {
 
     /// The published root, as fresh as asked for.
     async fn root(&self, freshness: Freshness, deadline: Instant) -> Result<Arc<State>, Failure> {
+        self.replica().going_on().map_err(|stopped| Failure::Stopped(stopped.to_string()))?;
         if freshness == Freshness::Linearizable {
             let index = self.confirmed_index(deadline).await?;
             if !self.replica().wait_applied(index, deadline).await {

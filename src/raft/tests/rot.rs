@@ -1,6 +1,8 @@
 //! Rot on one node's disk: found, mended from the others, never served, never the end of more than its node.
 
 use super::*;
+use crate::codec;
+use crate::fs::{Importer, Item};
 use crate::log::StorageError;
 use std::os::unix::fs::FileExt;
 
@@ -154,4 +156,84 @@ async fn rot_in_the_log_is_mended_at_the_start() {
         cluster.agree().await;
     }
     cluster.replays_alone(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rot_that_a_snapshot_covers_is_dropped_with_the_log_in_front_of_it() {
+    let mut cluster = Cluster::start(3).await;
+    for round in 0..30 {
+        cluster.put(&format!("file-{round}"), noise(round, 20_000)).await;
+    }
+    let follower = cluster.replica(2);
+    until("there is a snapshot", || follower.status().snapshot > 0).await;
+    let status = follower.status();
+    let covered = status.snapshot - 1;
+    assert!(status.purged < covered, "the log keeps a margin: {status:?}");
+    // Nobody is there to mend it.
+    for id in [1, 3, 2] {
+        cluster.stop(id).await;
+    }
+    drop(follower);
+    let log = Log::open(cluster.nodes[1].directory.path()).unwrap();
+    let command = log.entries(covered, covered + 1, 1, false).unwrap().remove(0).command;
+    drop(log);
+    cluster.rot(2, &command);
+    cluster.boot(2).await;
+    let back = cluster.replica(2);
+    until("what the snapshot covers is purged", || back.status().purged == status.snapshot).await;
+    drop(back);
+    for id in [1, 3] {
+        cluster.boot(id).await;
+    }
+    cluster.put("last", noise(99, 10)).await;
+    cluster.agree().await;
+}
+
+/// Give another name to one file of the newest snapshot, with the right checksums and the right hash.
+fn forge(directory: &Path, name: &[u8], other: &[u8]) {
+    let log = Log::open(directory).unwrap();
+    let reader = log.open_snapshot().unwrap().unwrap();
+    let (last, meta) = (reader.last, reader.meta.clone());
+    let mut items: Vec<Vec<u8>> = reader.map(|item| item.unwrap().to_vec()).collect();
+    let named = |item: &Vec<u8>| item.windows(name.len()).position(|window| window == name);
+    let (item, at) = items.iter_mut().find_map(|item| Some((named(item)?, item))).map(|(at, item)| (item, at)).unwrap();
+    item[at..at + name.len()].copy_from_slice(other);
+    let import = |items: &[Vec<u8>]| {
+        let mut importer = Importer::new();
+        items.iter().for_each(|item| importer.add(codec::decode::<Item>("item", item).unwrap()).unwrap());
+        importer.finish()
+    };
+    // The header ends with the hash.
+    let said = import(&items).err().unwrap().to_string();
+    let hash = said.split("the hash is ").nth(1).and_then(|rest| rest.get(..32)).unwrap();
+    let hash = u128::from_str_radix(hash, 16).unwrap().to_le_bytes();
+    let end = items[0].len();
+    items[0][end - 16..].copy_from_slice(&hash);
+    import(&items).unwrap();
+    log.write_snapshot(last, meta, &mut items.into_iter().map(|item| Ok(item.into()))).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_has_diverged_fences_itself_and_the_others_go_on() {
+    let mut cluster = Cluster::start(3).await;
+    for round in 0..30 {
+        cluster.put(&format!("file-{round}"), noise(round, 20_000)).await;
+    }
+    let follower = cluster.replica(2);
+    until("there is a snapshot", || follower.status().snapshot > 0).await;
+    drop(follower);
+    cluster.stop(2).await;
+    forge(cluster.nodes[1].directory.path(), b"file-3", b"eilf-3");
+    cluster.boot(2).await;
+    let wrong = cluster.replica(2);
+    let Ok(Ending::Diverged(why)) = tokio::time::timeout(PATIENCE, wrong.failed()).await else {
+        panic!("node 2 goes on");
+    };
+    assert!(why.contains("node 2") && why.contains("a majority has (node 1 "), "{why}");
+    assert!(matches!(wrong.read_index().await, Err(ReplicaError::Stopped { .. })));
+    assert!(matches!(wrong.going_on(), Err(ReplicaError::Stopped { .. })));
+    until("it has left raft", || wrong.status().role == "shutdown").await;
+    cluster.nodes[1].running = None;
+    cluster.put("last", noise(99, 10)).await;
+    cluster.agree().await;
 }
