@@ -54,6 +54,9 @@ pub const BODY_CHECKSUM_BYTES: usize = 16 << 10;
 /// Bytes of log since the last metadata snapshot that trigger the next one.
 pub const SNAPSHOT_AFTER_BYTES: u64 = 128 << 20;
 
+/// Bytes that the scrub reads in a second when nobody waits for it, unless an operator says otherwise.
+pub const SCRUB_BYTES_PER_SECOND: u64 = 4 << 20;
+
 /// Largest header of a frame between nodes or from a client, in bytes.
 pub const FRAME_HEADER_BYTES_MAX: usize = 4 << 20;
 /// Largest body of a frame, in bytes.

@@ -158,6 +158,7 @@ mod tests {
             purged: 0,
             log_bytes: 1,
             compared: Default::default(),
+            scrub: Default::default(),
         };
         let (cluster, version) = (uuid::Uuid::nil(), "1".to_string());
         let told = NodeStatus {

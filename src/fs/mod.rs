@@ -57,6 +57,7 @@ mod summed;
 mod tests;
 mod types;
 mod virtuals;
+mod whereabouts;
 pub mod words;
 mod xattrs;
 

@@ -501,6 +501,17 @@ impl Log {
     }
 }
 
+impl Log {
+    /// Read the newest snapshot file to its end, past any cache, and verify it. Returns its bytes; 0 if there is none.
+    pub fn verify_snapshot(&self) -> Result<u64, StorageError> {
+        let newest = {
+            let _not_while_written = self.runner.snapshots.lock();
+            snapshot::open_unverified(&*self.shared.disk)?
+        };
+        newest.map_or(Ok(0), snapshot::SnapshotReader::verify)
+    }
+}
+
 fn spawn(writer: Writer, shared: &Shared) -> Result<JoinHandle<()>, StorageError> {
     let io = |source| StorageError::Io { operation: "start the writer", file: shared.disk.path_of(""), source };
     std::thread::Builder::new().name("log writer".into()).spawn(move || writer.run()).map_err(io)

@@ -50,6 +50,16 @@ impl Segment {
         Ok(buffer)
     }
 
+    /// The same for a record of this index: what the disk cannot read is as damaged as what reads wrongly.
+    fn read_of(&self, index: u64, from: u64, to: u64) -> Result<Vec<u8>, StorageError> {
+        self.read(from, to).map_err(|error| match error {
+            StorageError::Io { source, .. } if source.raw_os_error() == Some(libc::EIO) => {
+                self.damaged(from, Some(index), format!("the disk cannot read it: {source}"))
+            }
+            other => other,
+        })
+    }
+
     /// The command of the record at `place`, and its body if wanted (else empty). Everything returned is verified,
     /// and so is that the record is `kind` of `id`.
     pub fn read_record(
@@ -61,7 +71,7 @@ impl Segment {
     ) -> Result<(Bytes, Bytes), StorageError> {
         let to =
             if with_body { place.body_at() + place.body as u64 } else { place.command_at() + place.command as u64 };
-        let buffer = Bytes::from(self.read(place.offset as u64, to)?);
+        let buffer = Bytes::from(self.read_of(id.index, place.offset as u64, to)?);
         let head = &buffer[..place.head_bytes()];
         let header = self.check_head(place, head, kind, id.index)?;
         if kind == Kind::Entry && header.id != id {
@@ -85,8 +95,8 @@ impl Segment {
         let start = first * BODY_CHECKSUM_BYTES;
         let stop = (last * BODY_CHECKSUM_BYTES).min(place.body as usize);
         let (head, blocks) = match place.body < LARGE_BODY_BYTES {
-            true => self.read_near(place, start, stop)?,
-            false => self.read_apart(place, start, stop)?,
+            true => self.read_near(place, index, start, stop)?,
+            false => self.read_apart(place, index, start, stop)?,
         };
         self.check_head(place, &head, kind, index)?;
         self.check_blocks(place, &head, first, &blocks, index)?;
@@ -94,21 +104,21 @@ impl Segment {
     }
 
     /// Head and a part of a small body, in one read.
-    fn read_near(&self, place: &Place, start: usize, stop: usize) -> Result<(Bytes, Bytes), StorageError> {
+    fn read_near(&self, place: &Place, index: u64, start: usize, stop: usize) -> Result<(Bytes, Bytes), StorageError> {
         let body = (place.body_at() - place.offset as u64) as usize;
-        let buffer = Bytes::from(self.read(place.offset as u64, place.body_at() + stop as u64)?);
+        let buffer = Bytes::from(self.read_of(index, place.offset as u64, place.body_at() + stop as u64)?);
         Ok((buffer.slice(..place.head_bytes()), buffer.slice(body + start..body + stop)))
     }
 
-    fn read_apart(&self, place: &Place, start: usize, stop: usize) -> Result<(Bytes, Bytes), StorageError> {
-        let head = self.read(place.offset as u64, place.command_at())?;
-        let blocks = self.read(place.body_at() + start as u64, place.body_at() + stop as u64)?;
+    fn read_apart(&self, place: &Place, index: u64, start: usize, stop: usize) -> Result<(Bytes, Bytes), StorageError> {
+        let head = self.read_of(index, place.offset as u64, place.command_at())?;
+        let blocks = self.read_of(index, place.body_at() + start as u64, place.body_at() + stop as u64)?;
         Ok((head.into(), blocks.into()))
     }
 
     /// Header and table of the record at `place`, verified.
     pub fn read_head(&self, place: &Place, kind: Kind, index: u64) -> Result<Vec<u8>, StorageError> {
-        let head = self.read(place.offset as u64, place.command_at())?;
+        let head = self.read_of(index, place.offset as u64, place.command_at())?;
         self.check_head(place, &head, kind, index)?;
         Ok(head)
     }
@@ -146,7 +156,7 @@ impl Segment {
     pub fn verify(&self, place: &Place, kind: Kind, index: u64) -> Result<(), StorageError> {
         let (from, to) = (place.offset as u64, place.end());
         self.file.forget(from, to - from);
-        let buffer = Bytes::from(self.read(from, place.body_at() + place.body as u64)?);
+        let buffer = Bytes::from(self.read_of(index, from, place.body_at() + place.body as u64)?);
         self.file.forget(from, to - from);
         let head = &buffer[..place.head_bytes()];
         let header = self.check_head(place, head, kind, index)?;

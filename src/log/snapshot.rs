@@ -179,6 +179,12 @@ pub fn open_newest(disk: &dyn Disk) -> Result<(Option<SnapshotReader>, Option<St
     Ok((None, skipped))
 }
 
+/// The newest snapshot file, whatever is in it.
+pub fn open_unverified(disk: &dyn Disk) -> Result<Option<SnapshotReader>, StorageError> {
+    let names = disk.list().map_err(|e| StorageError::Io { operation: "list", file: disk.path_of(""), source: e })?;
+    names.iter().rfind(|name| is_snapshot(name)).map(|name| SnapshotReader::open(disk, name)).transpose()
+}
+
 fn open_verified(disk: &dyn Disk, name: &str) -> Result<SnapshotReader, StorageError> {
     for item in SnapshotReader::open(disk, name)? {
         item?;
@@ -220,6 +226,15 @@ impl SnapshotReader {
         let last = decode_header(&header).map_err(|fault| fault.into_error(path))?;
         let Some(meta) = source.item()? else { return Err(source.damaged("the end comes before the meta")) };
         Ok(SnapshotReader { last, meta, source, items: 0, ended: false })
+    }
+
+    /// Verify all of it, as the disk has it. Returns its bytes.
+    pub fn verify(mut self) -> Result<u64, StorageError> {
+        let bytes = self.source.length;
+        self.source.file.forget(0, bytes);
+        self.try_for_each(|item| item.map(drop))?;
+        self.source.file.forget(0, bytes);
+        Ok(bytes)
     }
 
     fn read_next(&mut self) -> Result<Option<Bytes>, StorageError> {

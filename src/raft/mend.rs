@@ -122,6 +122,16 @@ impl Mender {
         }
     }
 
+    /// The same with one try. An entry that is not in the Raft log is none of ours.
+    pub async fn mend_once(&self, index: u64, damage: &StorageError) -> Result<(), String> {
+        if self.log.entry_id(index).is_none() {
+            return Err("it is not in the log".into());
+        }
+        let node = self.try_mend(index).await?;
+        tracing::warn!("entry {index} was mended with the copy of node {node}: {damage}");
+        Ok(())
+    }
+
     async fn try_mend(&self, index: u64) -> Result<NodeId, String> {
         let mut why = "there is no other node".to_string();
         for (node, address) in self.peers.others() {

@@ -6,6 +6,7 @@
 //! | `payload` | the formats: what an entry's command, the vote and a snapshot's meta hold |
 //! | `store`, `tail` | openraft's log storage over [`crate::log`], and the last entries in memory |
 //! | `machine`, `publish` | openraft's state machine over [`crate::fs::State`], and its newest root for readers |
+//! | `scrub` | everything that is stored is read and verified from time to time |
 //! | `mend` | good copies of entries that are damaged here |
 //! | `compare` | do all replicas have the same state? A node that is wrong fences itself |
 //! | `ending` | why a replica ends by itself |
@@ -39,6 +40,7 @@ mod payload;
 mod peers;
 mod publish;
 mod replica;
+mod scrub;
 mod server;
 mod snapshot;
 mod store;
@@ -53,6 +55,7 @@ use machine::Machine;
 pub use mend::supply;
 pub use payload::{Recorded, recorded};
 pub use replica::{Replica, ReplicaError, ReplicaStatus, Timing, Tuning};
+pub use scrub::{Finding, ScrubStatus};
 
 #[cfg(test)]
 mod tests;

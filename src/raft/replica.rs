@@ -11,11 +11,12 @@ use super::network::Network;
 use super::payload;
 use super::peers::Peers;
 use super::publish::Published;
+use super::scrub::{ScrubHandle, ScrubStatus, Scrubber};
 use super::server::Server;
 use super::store::Store;
 use super::types::*;
 use crate::fs::{ClusterTime, LogIndex, Outcome, Refusal, Request, State, Timestamp};
-use crate::limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX, SNAPSHOT_AFTER_BYTES};
+use crate::limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX, SCRUB_BYTES_PER_SECOND, SNAPSHOT_AFTER_BYTES};
 use crate::log::{Body, Log, StorageError};
 use crate::net::{Caller, Identity, Message, NodeId};
 use anyhow::Context;
@@ -72,6 +73,7 @@ pub struct ReplicaStatus {
     pub purged: u64,
     pub log_bytes: u64,
     pub compared: Comparison,
+    pub scrub: ScrubStatus,
 }
 
 /// Raft's timing. Defaults: heartbeat 200 ms, election 500 to 900 ms.
@@ -108,6 +110,8 @@ pub struct Tuning {
     pub keep_bytes: u64,
     /// … and at least so many entries.
     pub keep_entries_min: u64,
+    /// How fast the scrub reads by itself; 0: it does not.
+    pub scrub_bytes_per_second: u64,
 }
 
 impl Default for Tuning {
@@ -117,6 +121,7 @@ impl Default for Tuning {
             keep_entries: 1000,
             keep_bytes: 16 << 20,
             keep_entries_min: 100,
+            scrub_bytes_per_second: SCRUB_BYTES_PER_SECOND,
         }
     }
 }
@@ -138,6 +143,7 @@ struct Inner {
     leader: watch::Receiver<Option<NodeId>>,
     endings: Endings,
     compared: Arc<parking_lot::Mutex<Comparison>>,
+    scrub: ScrubHandle,
     urgent: Arc<Notify>,
     stop: CancellationToken,
 }
@@ -193,7 +199,7 @@ impl Replica {
         let peers = Arc::new(Peers::new(own, members));
         let network = Network { peers: peers.clone(), log: log.clone() };
         let mender = Arc::new(Mender { log: log.clone(), peers: peers.clone() });
-        let store = Store::new(log.clone(), Some(mender), endings.clone());
+        let store = Store::new(log.clone(), Some(mender.clone()), endings.clone());
         let raft = Raft::new(node, config(timing)?, network, store, machine).await;
         // Met on the way, it says more than what openraft made of it.
         let met = endings.first();
@@ -231,6 +237,8 @@ impl Replica {
             last: Arc::clone(&compared),
         };
         tokio::spawn(comparer.run(stop.clone()));
+        let rate = tuning.scrub_bytes_per_second;
+        let scrub = Scrubber { raft: raft.clone(), target: target.clone(), mender, rate }.start(stop.clone());
         let server = Server { raft: raft.clone(), target, intake: Arc::default(), lanes: Arc::default() };
         let proposed_bytes = Arc::new(Semaphore::new(PROPOSED_BYTES_MAX));
         let clock = Clock::default();
@@ -245,6 +253,7 @@ impl Replica {
             leader,
             endings,
             compared,
+            scrub,
             urgent,
             stop,
         };
@@ -359,6 +368,7 @@ impl Replica {
             purged: metrics.purged.map_or(0, |id| id.index),
             log_bytes: inner.log.bytes_on_disk(),
             compared: inner.compared.lock().clone(),
+            scrub: inner.scrub.status(),
         }
     }
 
@@ -391,6 +401,12 @@ impl Replica {
     /// Answer a peer's Raft message (kinds of `raft`'s own range, below 64). Called in the order of arrival on a link.
     pub fn handle(&self, from: &Caller, message: Message) -> impl Future<Output = Message> + Send + 'static {
         self.inner.server.handle(from, message)
+    }
+
+    /// Read and verify everything that is stored here, now and at full speed. The number of that pass, which
+    /// [`ScrubStatus::demand_done`] reaches when it is done; `None`: too many passes wait.
+    pub fn scrub(&self, mend: bool) -> Option<u64> {
+        self.inner.scrub.demand(mend)
     }
 
     /// Space is short: snapshot, purge and reclaim soon, whatever is due.

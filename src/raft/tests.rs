@@ -143,8 +143,13 @@ const TIMING: Timing = Timing {
     election_max: Duration::from_millis(1000),
 };
 /// A snapshot every few entries.
-const TUNING: Tuning =
-    Tuning { snapshot_after_bytes: 256 << 10, keep_entries: 8, keep_bytes: 64 << 10, keep_entries_min: 2 };
+const TUNING: Tuning = Tuning {
+    snapshot_after_bytes: 256 << 10,
+    keep_entries: 8,
+    keep_bytes: 64 << 10,
+    keep_entries_min: 2,
+    scrub_bytes_per_second: 0,
+};
 /// Far beyond what anything here takes: a test that waits so long has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 

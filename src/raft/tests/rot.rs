@@ -54,6 +54,14 @@ impl Cluster {
         assert!(self.replica(id).wait_applied(LogIndex(applied), Instant::now() + PATIENCE).await);
     }
 
+    /// One pass of the scrub, at full speed.
+    async fn scrub(&self, id: NodeId, mend: bool) -> ScrubStatus {
+        let replica = self.replica(id);
+        let number = replica.scrub(mend).unwrap();
+        until("a scrub is done", || replica.status().scrub.demand_done >= number).await;
+        replica.status().scrub
+    }
+
     async fn restart(&mut self, id: NodeId) {
         self.stop(id).await;
         self.boot(id).await;
@@ -236,4 +244,50 @@ async fn a_replica_that_has_diverged_fences_itself_and_the_others_go_on() {
     cluster.nodes[1].running = None;
     cluster.put("last", noise(99, 10)).await;
     cluster.agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scrub_finds_and_mends_what_nobody_has_read() {
+    let mut cluster = Cluster::start(3).await;
+    let kept = noise(1, 100_000);
+    cluster.put("kept", kept.clone()).await;
+    for round in 2..30 {
+        cluster.put("overwritten", noise(round, 20_000)).await;
+    }
+    let last = noise(99, 5000);
+    cluster.put("last", last.clone()).await;
+    let follower = cluster.replica(2);
+    until("the first file is behind the purge point", || follower.status().purged > 10).await;
+    drop(follower);
+    cluster.agree().await;
+    cluster.restart(2).await;
+    cluster.agree().await;
+    let clean = cluster.scrub(2, false).await;
+    assert_eq!((clean.damaged, &clean.findings[..]), (0, &[][..]));
+    assert!(clean.bytes > 105_000, "{clean:?}");
+
+    cluster.rot(2, &kept[50_000..50_100]);
+    cluster.rot(2, &last[..100]);
+    rot_snapshot(cluster.nodes[1].directory.path());
+    // Only looking, twice, changes nothing.
+    for mend in [false, false, true] {
+        let found = cluster.scrub(2, mend).await;
+        assert_eq!((found.damaged, found.mended), (3, if mend { 3 } else { 0 }), "{found:?}");
+        assert_eq!(found.findings[0].files, ["/kept"], "{found:?}");
+        assert_eq!(found.findings[1].files, ["/last"], "{found:?}");
+        assert!(found.findings[2].what.contains("snapshot-"), "{found:?}");
+    }
+    assert_eq!(cluster.scrub(2, false).await.damaged, 0);
+    cluster.replays_alone(2).await;
+    assert_eq!(cluster.scrub(2, false).await.damaged, 0, "from the disk, after a restart");
+}
+
+/// Flip a bit in the middle of the newest snapshot file.
+fn rot_snapshot(directory: &Path) {
+    let names = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let newest = names.filter(|path| path.to_string_lossy().contains("snapshot-")).max().unwrap();
+    let mut content = std::fs::read(&newest).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    std::fs::write(&newest, content).unwrap();
 }
