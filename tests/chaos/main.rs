@@ -1,0 +1,270 @@
+//! Five real processes, each in a network namespace and on a disk of its own, with a mount beside it; clients that use
+//! the mounts; a nemesis that kills, pauses, cuts off, and takes the power away; and judges of what the clients saw.
+//!
+//! `scripts/chaos` runs it, as root. `cargo test` does not: it says so, and passes nothing off as tested.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | `host`, `disk` | namespaces and packet filters; loop-mounted disks that lose power, fill up and fail |
+//! | `cluster` | the processes, and what they say of themselves |
+//! | `nemesis` | the faults |
+//! | `client`, `workload` | what clients do, and how each kind of work is judged |
+//! | `history`, `finals`, `logcheck` | what clients saw; the tree at the end; the committed log |
+//! | `run`, `failover` | one run; how long a writer waits when the leader dies |
+//!
+//! A run is *void*, and counts as failed, if its fault never happened or too little succeeded. A timeout is *unknown*:
+//! what was asked may have been done. The manner is that of Jepsen (jepsen.io); the search for an order is `tests/history`.
+
+mod client;
+mod cluster;
+mod dice;
+mod disk;
+mod failover;
+mod finals;
+mod history;
+mod host;
+#[path = "../history/linearizable.rs"]
+mod linearizable;
+mod logcheck;
+mod nemesis;
+#[path = "../history/register.rs"]
+mod register;
+mod run;
+mod workload;
+#[path = "../common/xattr.rs"]
+#[allow(dead_code, reason = "shared with the tests of attributes")]
+mod xattr;
+
+use clap::Parser;
+use cluster::Setup;
+use host::Network;
+use nemesis::Nemesis;
+use run::{Plan, Report};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// What a build machine runs: one run of each of these kinds, a short one, in less than four minutes.
+const CI: [&str; 5] = ["kill-leader", "cut-leader", "power-all", "pause-leader", "torn"];
+const CI_SECONDS: u64 = 10;
+
+#[derive(Parser)]
+#[command(name = "scripts/chaos", about = "Break a cluster of five in every way, while clients use it")]
+struct Words {
+    /// So many runs; each has a nemesis of the list, one after the other
+    #[arg(long, default_value_t = nemesis::ALL.len())]
+    runs: usize,
+    /// How long the nemesis works in each run
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// Names, comma-separated [default: all]
+    #[arg(long, value_delimiter = ',')]
+    nemesis: Vec<String>,
+    /// Of the first run; each next one has the next seed
+    #[arg(long)]
+    seed: Option<u64>,
+    /// The program [default: the one that was built with this test]
+    #[arg(long)]
+    bin: Option<PathBuf>,
+    /// Where disks and mounts go: some gigabytes, mostly holes [default: a new directory for temporary files]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Clients pause so many times as long, for slow machines
+    #[arg(long, default_value_t = 1)]
+    ease: u64,
+    /// A handful of short runs, for a build machine
+    #[arg(long)]
+    ci: bool,
+    /// Kill the leader so often under a writer, and print how long that waited
+    #[arg(long, value_name = "KILLS")]
+    failover: Option<usize>,
+    /// List the nemeses, with the rows of the table of faults that they are for
+    #[arg(long)]
+    list: bool,
+}
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().collect();
+    match words.get(1).map(String::as_str) {
+        Some("client") => client::main(words.get(2).map_or("", String::as_str)),
+        Some("writer") if words.len() == 4 => failover::writer(&words[2], &words[3]),
+        Some("run") => chaos(Words::parse_from(&words[1..])),
+        _ => {
+            println!("chaos: NOT RUN: it needs root, its own namespaces and disks, and minutes; scripts/chaos runs it");
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn chaos(words: Words) -> ExitCode {
+    if words.list {
+        nemesis::ALL.iter().for_each(|nemesis| println!("{:<20} rows {}", nemesis.name, nemesis.about));
+        return ExitCode::SUCCESS;
+    }
+    let chosen = match chosen(&words) {
+        Ok(chosen) => chosen,
+        Err(why) => {
+            eprintln!("chaos: {why}");
+            return ExitCode::from(2);
+        }
+    };
+    let root = root(&words);
+    host::sweep(&root);
+    let network = Rc::new(Network::build(cluster::NODES));
+    let passed = match words.failover {
+        Some(kills) => fail_over(&words, kills, &root, &network),
+        None => run_all(&words, &chosen, &root, &network),
+    };
+    drop(network);
+    // What failed left its histories there.
+    let _ = std::fs::remove_dir(&root);
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The nemeses that were asked for; those that this machine cannot do are left out with a reason.
+fn chosen(words: &Words) -> Result<Vec<&'static Nemesis>, String> {
+    let names: Vec<&str> = match (words.ci, words.nemesis.is_empty()) {
+        (true, true) => CI.to_vec(),
+        (false, true) => nemesis::ALL.iter().map(|nemesis| nemesis.name).collect(),
+        (_, false) => words.nemesis.iter().map(String::as_str).collect(),
+    };
+    let mut chosen = Vec::new();
+    for name in names {
+        let nemesis = nemesis::named(name).ok_or_else(|| format!("there is no nemesis {name}; --list lists them"))?;
+        match nemesis.lacks() {
+            Some(why) => println!("chaos: SKIPPED: {name}: {why}"),
+            None => chosen.push(nemesis),
+        }
+    }
+    if chosen.is_empty() { Err("no nemesis is left that this machine can do".into()) } else { Ok(chosen) }
+}
+
+fn root(words: &Words) -> PathBuf {
+    let root =
+        words.dir.clone().unwrap_or_else(|| std::env::temp_dir().join(format!("keelfs-chaos-{}", std::process::id())));
+    std::fs::create_dir_all(&root).unwrap_or_else(|e| panic!("cannot make {}: {e}", root.display()));
+    root.canonicalize().unwrap_or_else(|e| panic!("cannot use {}: {e}", root.display()))
+}
+
+fn binary(words: &Words) -> PathBuf {
+    let named = words.bin.clone().unwrap_or_else(|| env!("CARGO_BIN_EXE_keelfs").into());
+    named.canonicalize().unwrap_or_else(|e| panic!("cannot use {}: {e}", named.display()))
+}
+
+fn fail_over(words: &Words, kills: usize, root: &Path, network: &Rc<Network>) -> bool {
+    let directory = root.join("failover");
+    std::fs::create_dir_all(&directory).unwrap_or_else(|e| panic!("cannot make {}: {e}", directory.display()));
+    let binary = binary(words);
+    let setup = Setup { binary, directory: directory.clone(), timeout_s: 30, own_clocks: false, starving: None };
+    match failover::measure(kills, setup, network) {
+        Ok(()) => std::fs::remove_dir_all(&directory).is_ok(),
+        Err(why) => {
+            println!("fail-over: FAIL: {why}; see {}", directory.display());
+            false
+        }
+    }
+}
+
+/// Sums for the last lines.
+#[derive(Default)]
+struct Totals {
+    runs: u64,
+    bad: u64,
+    ok: u64,
+    failed: u64,
+    unknown: u64,
+    entries: usize,
+    /// By nemesis: runs, episodes, bad runs, the longest call.
+    by_nemesis: BTreeMap<&'static str, (u64, u64, u64, Duration)>,
+    bad_seeds: Vec<(u64, &'static str)>,
+}
+
+fn run_all(words: &Words, chosen: &[&'static Nemesis], root: &Path, network: &Rc<Network>) -> bool {
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let first_seed = words.seed.unwrap_or(clock);
+    let (runs, seconds) = if words.ci { (chosen.len(), CI_SECONDS) } else { (words.runs, words.seconds) };
+    let (begun, mut totals) = (Instant::now(), Totals::default());
+    for number in 0..runs {
+        // By the seed, so that a seed and a list repeat a run.
+        let seed = first_seed + number as u64;
+        let nemesis = chosen[(seed % chosen.len() as u64) as usize];
+        let directory = root.join(format!("run-{seed}"));
+        std::fs::create_dir_all(&directory).unwrap_or_else(|e| panic!("cannot make {}: {e}", directory.display()));
+        let plan =
+            Plan { seed, nemesis, seconds, binary: binary(words), directory: directory.clone(), ease: words.ease };
+        let run_begun = Instant::now();
+        let report = run::run(&plan, network);
+        show(&plan, &report, run_begun.elapsed());
+        if totals.add(&plan, &report) {
+            let _ = std::fs::remove_dir_all(&directory);
+        } else {
+            println!("    histories and logs are in {}", directory.display());
+        }
+    }
+    totals.show(begun.elapsed());
+    totals.bad == 0
+}
+
+fn show(plan: &Plan, report: &Report, took: Duration) {
+    let verdict = match (report.violations.is_empty(), report.void.is_empty()) {
+        (false, _) => "VIOLATED",
+        (true, false) => "VOID",
+        (true, true) => "ok",
+    };
+    println!(
+        "seed {:<10} {:<20} {:>6} ok {:>4} failed {:>4} unknown, longest call {:>6.2} s, {:>6} entries, {:>3.0} s  {verdict}",
+        plan.seed,
+        plan.nemesis.name,
+        report.ok,
+        report.failed,
+        report.unknown,
+        report.longest.as_secs_f64(),
+        report.entries,
+        took.as_secs_f64()
+    );
+    println!("    {}; {} requests came again; {}", report.workloads.join(" "), report.repeated, report.stages.trim());
+    report.notes.iter().for_each(|note| println!("    {note}"));
+    report.void.iter().for_each(|why| println!("    VOID: {why}"));
+    report.violations.iter().for_each(|what| println!("    VIOLATION: {what:.3000}"));
+}
+
+impl Totals {
+    /// True: the run was good.
+    fn add(&mut self, plan: &Plan, report: &Report) -> bool {
+        let good = report.violations.is_empty() && report.void.is_empty();
+        self.runs += 1;
+        self.ok += report.ok;
+        self.failed += report.failed;
+        self.unknown += report.unknown;
+        self.entries += report.entries;
+        self.bad += u64::from(!good);
+        let row = self.by_nemesis.entry(plan.nemesis.name).or_default();
+        *row = (row.0 + 1, row.1 + report.episodes, row.2 + u64::from(!good), row.3.max(report.longest));
+        if !good {
+            self.bad_seeds.push((plan.seed, plan.nemesis.name));
+        }
+        good
+    }
+
+    fn show(&self, took: Duration) {
+        println!("\nnemesis               runs  episodes  bad  longest call");
+        for (name, (runs, episodes, bad, longest)) in &self.by_nemesis {
+            println!("{name:<20}  {runs:>4}  {episodes:>8}  {bad:>3}  {:>10.2} s", longest.as_secs_f64());
+        }
+        println!(
+            "chaos: {} runs, {} bad; {} calls ok, {} failed, {} unknown; {} entries of logs replayed; {:.0} s",
+            self.runs,
+            self.bad,
+            self.ok,
+            self.failed,
+            self.unknown,
+            self.entries,
+            took.as_secs_f64()
+        );
+        for (seed, name) in &self.bad_seeds {
+            println!("chaos: again with: scripts/chaos --runs 1 --nemesis {name} --seed {seed}");
+        }
+    }
+}

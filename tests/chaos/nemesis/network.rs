@@ -1,0 +1,95 @@
+//! Faults of the network: packets are dropped where they arrive. A node's mount is cut off with it.
+
+use super::{Episode, Scene};
+use crate::cluster::NODES;
+use std::time::Duration;
+
+/// The default time to live of a session is 30 s.
+const LONGER_THAN_A_SESSION: Duration = Duration::from_secs(38);
+
+type Ways = Vec<(u64, u64, u64)>;
+
+/// Nothing passes between these and the others.
+fn cut(some: &[u64]) -> Ways {
+    pairs(|from, to| some.contains(&from) != some.contains(&to))
+}
+
+fn pairs(is_cut: impl Fn(u64, u64) -> bool) -> Ways {
+    let all = (1..=NODES).flat_map(|from| (1..=NODES).map(move |to| (from, to)));
+    all.filter(|(from, to)| from != to && is_cut(*from, *to)).map(|(from, to)| (from, to, 100)).collect()
+}
+
+/// Drop, hold, heal; true if anything was dropped.
+fn hold(scene: &mut Scene, ways: &Ways, during: impl FnOnce(&mut Scene) -> Result<(), String>) -> Episode {
+    scene.cluster.network.drop_packets(ways);
+    let held = during(scene);
+    let dropped = scene.cluster.network.dropped();
+    scene.cluster.network.drop_packets(&[]);
+    held?;
+    scene.cluster.wait_until_whole()?;
+    Ok(dropped > 0)
+}
+
+pub fn cut_minority(scene: &mut Scene) -> Episode {
+    let (leader, _) = scene.cluster.wait_for_leader()?;
+    let two = scene.nodes_but(&[leader], 2);
+    hold(scene, &cut(&two), |scene| {
+        scene.hold(3000, 7000);
+        Ok(())
+    })
+}
+
+pub fn cut_leader(scene: &mut Scene) -> Episode {
+    let (leader, _) = scene.cluster.wait_for_leader()?;
+    hold(scene, &cut(&[leader]), |scene| {
+        scene.cluster.wait_for_leader_but(Some(leader))?;
+        scene.hold(1000, 5000);
+        Ok(())
+    })
+}
+
+pub fn cut_leader_minority(scene: &mut Scene) -> Episode {
+    let (leader, _) = scene.cluster.wait_for_leader()?;
+    let another = scene.nodes_but(&[leader], 1)[0];
+    hold(scene, &cut(&[leader, another]), |scene| {
+        scene.cluster.wait_for_leader_but(Some(leader))?;
+        scene.hold(1000, 5000);
+        Ok(())
+    })
+}
+
+/// The leader is heard and hears nobody.
+pub fn one_way(scene: &mut Scene) -> Episode {
+    let (leader, _) = scene.cluster.wait_for_leader()?;
+    hold(scene, &pairs(|_, to| to == leader), |scene| {
+        scene.hold(4000, 8000);
+        Ok(())
+    })
+}
+
+/// Each node reaches its two neighbours only: a majority with itself, and another one for each.
+pub fn ring(scene: &mut Scene) -> Episode {
+    let ways = pairs(|from, to| ![1, NODES - 1].contains(&from.abs_diff(to)));
+    hold(scene, &ways, |scene| {
+        scene.hold(5000, 10_000);
+        Ok(())
+    })
+}
+
+pub fn lossy(scene: &mut Scene) -> Episode {
+    let percent = scene.dice.between(5, 25);
+    let ways = pairs(|_, _| true).into_iter().map(|(from, to, _)| (from, to, percent)).collect();
+    hold(scene, &ways, |scene| {
+        scene.hold(4000, 8000);
+        Ok(())
+    })
+}
+
+/// A machine is cut off for longer than its mount's session lives: what it holds goes to others.
+pub fn cut_holder(scene: &mut Scene) -> Episode {
+    let node = scene.any_node();
+    hold(scene, &cut(&[node]), |_| {
+        std::thread::sleep(LONGER_THAN_A_SESSION);
+        Ok(())
+    })
+}
