@@ -30,6 +30,8 @@ pub struct Setup {
     pub directory: PathBuf,
     /// The mount option `timeout=`, in seconds.
     pub timeout_s: u64,
+    /// Mounts serve what may be stale, which the judges must find.
+    pub stale_reads: bool,
     /// Nodes read the wall clock from a file of ours.
     pub own_clocks: bool,
     /// The node whose disk can be starved.
@@ -173,7 +175,8 @@ impl Cluster {
         let nodes: Vec<String> =
             std::iter::once(id).chain(others).map(|node| format!("{}:{PORT}", address(node))).collect();
         let path = self.node(id).mount.clone();
-        let options = format!("timeout={}s", self.setup.timeout_s);
+        let consistency = if self.setup.stale_reads { "local" } else { "strict" };
+        let options = format!("timeout={}s,consistency={consistency}", self.setup.timeout_s);
         let words = ["mount".into(), nodes.join(","), path.display().to_string(), "-o".into(), options];
         self.node_mut(id).mounting = Some(self.spawn(id, "mount", &words, false)?);
         // A process of its own asks, because a mount that does not answer holds whoever asks it.

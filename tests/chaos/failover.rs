@@ -103,8 +103,7 @@ pub fn measure(kills: usize, setup: Setup, network: &Rc<Network>) -> Result<(), 
 }
 
 fn start(directory: &Path, log: &Path) -> Result<Child, String> {
-    let program = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
-    let mut command = Command::new(program);
+    let mut command = Command::new(crate::run::THIS_PROGRAM);
     command.arg("writer").arg(directory).arg(log).stdin(Stdio::piped());
     command.spawn().map_err(|e| format!("cannot start the writer: {e}"))
 }

@@ -30,7 +30,7 @@ pub struct Finals {
 
 impl Finals {
     fn read(root: &Path) -> io::Result<Finals> {
-        let mut finals = Finals { at: now(), ..Finals::default() };
+        let mut finals = Finals::begun(now());
         finals.walk(root, "")?;
         for name in finals.names("tree") {
             let directory = format!("tree/{name}");
@@ -74,6 +74,18 @@ impl Finals {
             });
             read.collect()
         })
+    }
+
+    /// Nothing is there yet.
+    pub fn begun(at: Nanos) -> Finals {
+        Finals { at, ..Finals::default() }
+    }
+
+    /// As if this file were there.
+    pub fn put(&mut self, path: &str, content: &str) {
+        let (bytes, sum) = (content.len() as u64, crc32c::crc32c(content.as_bytes()));
+        self.nodes.insert(path.into(), Node::File { bytes, sum, nlink: 1 });
+        self.contents.insert(path.into(), content.into());
     }
 
     /// Where two differ.

@@ -1,7 +1,7 @@
 //! Five real processes, each in a network namespace and on a disk of its own, with a mount beside it; clients that use
 //! the mounts; a nemesis that kills, pauses, cuts off, and takes the power away; and judges of what the clients saw.
 //!
-//! `scripts/chaos` runs it, as root. `cargo test` does not: it says so, and passes nothing off as tested.
+//! `scripts/chaos` runs it, as root. `cargo test` does not, and says so; it only holds the judges to known histories.
 //!
 //! | part | what it is |
 //! |---|---|
@@ -10,6 +10,7 @@
 //! | `nemesis` | the faults |
 //! | `client`, `workload` | what clients do, and how each kind of work is judged |
 //! | `history`, `finals`, `logcheck` | what clients saw; the tree at the end; the committed log |
+//! | `judges` | the judges, held to known histories |
 //! | `run`, `failover` | one run; how long a writer waits when the leader dies |
 //!
 //! A run is *void*, and counts as failed, if its fault never happened or too little succeeded. A timeout is *unknown*:
@@ -23,6 +24,7 @@ mod failover;
 mod finals;
 mod history;
 mod host;
+mod judges;
 #[path = "../history/linearizable.rs"]
 mod linearizable;
 mod logcheck;
@@ -74,6 +76,9 @@ struct Words {
     /// Clients pause so many times as long, for slow machines
     #[arg(long, default_value_t = 1)]
     ease: u64,
+    /// Let the mounts serve what may be stale: the judges must find it, and the runs fail
+    #[arg(long)]
+    stale_reads: bool,
     /// A handful of short runs, for a build machine
     #[arg(long)]
     ci: bool,
@@ -91,9 +96,21 @@ fn main() -> ExitCode {
         Some("client") => client::main(words.get(2).map_or("", String::as_str)),
         Some("writer") if words.len() == 4 => failover::writer(&words[2], &words[3]),
         Some("run") => chaos(Words::parse_from(&words[1..])),
-        _ => {
-            println!("chaos: NOT RUN: it needs root, its own namespaces and disks, and minutes; scripts/chaos runs it");
+        _ => judge_the_judges(),
+    }
+}
+
+/// All that needs no root and no minutes.
+fn judge_the_judges() -> ExitCode {
+    println!("chaos: NOT RUN: it needs root, its own namespaces and disks, and minutes; scripts/chaos runs it");
+    match judges::all() {
+        Ok(cases) => {
+            println!("chaos: its judges were right about {cases} known histories");
             ExitCode::SUCCESS
+        }
+        Err(why) => {
+            println!("chaos: FAIL: a judge is wrong: {why}");
+            ExitCode::FAILURE
         }
     }
 }
@@ -157,7 +174,14 @@ fn fail_over(words: &Words, kills: usize, root: &Path, network: &Rc<Network>) ->
     let directory = root.join("failover");
     std::fs::create_dir_all(&directory).unwrap_or_else(|e| panic!("cannot make {}: {e}", directory.display()));
     let binary = binary(words);
-    let setup = Setup { binary, directory: directory.clone(), timeout_s: 30, own_clocks: false, starving: None };
+    let setup = Setup {
+        binary,
+        directory: directory.clone(),
+        timeout_s: 30,
+        stale_reads: false,
+        own_clocks: false,
+        starving: None,
+    };
     match failover::measure(kills, setup, network) {
         Ok(()) => std::fs::remove_dir_all(&directory).is_ok(),
         Err(why) => {
@@ -192,8 +216,15 @@ fn run_all(words: &Words, chosen: &[&'static Nemesis], root: &Path, network: &Rc
         let nemesis = chosen[(seed % chosen.len() as u64) as usize];
         let directory = root.join(format!("run-{seed}"));
         std::fs::create_dir_all(&directory).unwrap_or_else(|e| panic!("cannot make {}: {e}", directory.display()));
-        let plan =
-            Plan { seed, nemesis, seconds, binary: binary(words), directory: directory.clone(), ease: words.ease };
+        let plan = Plan {
+            seed,
+            nemesis,
+            seconds,
+            binary: binary(words),
+            directory: directory.clone(),
+            ease: words.ease,
+            stale_reads: words.stale_reads,
+        };
         let run_begun = Instant::now();
         let report = run::run(&plan, network);
         show(&plan, &report, run_begun.elapsed());

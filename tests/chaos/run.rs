@@ -23,6 +23,8 @@ const COOL_DOWN: Duration = Duration::from_secs(4);
 const EXPIRY_LIMIT: Duration = Duration::from_secs(60);
 /// A run in which less succeeds says nothing: so many calls for each second of it.
 const CALLS_PER_SECOND_MIN: u64 = 8;
+/// Also after a new build has taken its place.
+pub const THIS_PROGRAM: &str = "/proc/self/exe";
 const DEFAULT_TIMEOUT_S: u64 = 30;
 
 pub struct Plan {
@@ -32,6 +34,7 @@ pub struct Plan {
     pub binary: PathBuf,
     pub directory: PathBuf,
     pub ease: u64,
+    pub stale_reads: bool,
 }
 
 /// What a run came to.
@@ -73,6 +76,7 @@ fn try_run(plan: &Plan, network: &Rc<Network>, report: &mut Report) -> Result<()
         binary: plan.binary.clone(),
         directory: plan.directory.clone(),
         timeout_s: if plan.nemesis.unnoticed { DEFAULT_TIMEOUT_S } else { *dice.of(&[4, 10, DEFAULT_TIMEOUT_S]) },
+        stale_reads: plan.stale_reads,
         own_clocks: plan.nemesis.needs == Needs::Clocks,
         starving: (plan.nemesis.needs == Needs::StarvingDisk).then(|| dice.between(1, NODES)),
     };
@@ -177,9 +181,8 @@ impl Clients {
                 ease: plan.ease,
             };
             let orders = serde_json::to_string(&orders).map_err(|e| e.to_string())?;
-            let program = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
             let errors = fs::File::create(plan.directory.join(format!("client{}.log", own + 1)));
-            let mut command = Command::new(program);
+            let mut command = Command::new(THIS_PROGRAM);
             command.args(["client", &orders]).stdin(Stdio::piped());
             command.stderr(errors.map_err(|e| e.to_string())?);
             clients.processes.push(command.spawn().map_err(|e| format!("cannot start a client: {e}"))?);

@@ -14,7 +14,7 @@ const BYTES_MIN: u64 = 300 << 10;
 const BYTES_MAX: u64 = 2 << 20;
 
 /// Bytes that tell where they belong.
-fn pattern(bytes: u64, seed: u64) -> Vec<u8> {
+pub fn pattern(bytes: u64, seed: u64) -> Vec<u8> {
     (0..bytes).map(|at| (at.wrapping_mul(31) ^ (at >> 9) ^ seed.wrapping_mul(57)) as u8).collect()
 }
 

@@ -16,6 +16,8 @@ use crate::history::{History, Op, Outcome};
 use std::io;
 use std::path::Path;
 
+pub use large::pattern;
+pub use register::spelled;
 pub use tree::look;
 
 pub struct Workload {
