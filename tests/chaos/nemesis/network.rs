@@ -2,7 +2,7 @@
 
 use super::{Episode, Scene};
 use crate::cluster::NODES;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The default time to live of a session is 30 s.
 const LONGER_THAN_A_SESSION: Duration = Duration::from_secs(38);
@@ -58,11 +58,15 @@ pub fn cut_leader_minority(scene: &mut Scene) -> Episode {
     })
 }
 
-/// The leader is heard and hears nobody.
+/// The leader is heard and hears nobody. Its heartbeats keep the others quiet until its connections break, for want of
+/// anything that acknowledges them; then there is another leader.
 pub fn one_way(scene: &mut Scene) -> Episode {
     let (leader, _) = scene.cluster.wait_for_leader()?;
     hold(scene, &pairs(|_, to| to == leader), |scene| {
-        scene.hold(4000, 8000);
+        let begun = Instant::now();
+        scene.cluster.wait_for_leader_but(Some(leader))?;
+        scene.note(format!("another leader after {:.1} s", begun.elapsed().as_secs_f64()));
+        scene.hold(500, 3000);
         Ok(())
     })
 }

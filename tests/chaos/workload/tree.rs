@@ -156,8 +156,14 @@ impl Model {
                 }
                 Some(())
             }
-            Change::Append(name, bytes) => Some(self.file(name)?.extend_from_slice(bytes)),
-            Change::Truncate(name, bytes) => Some(self.file(name)?.resize(*bytes as usize, 0)),
+            Change::Append(name, bytes) => {
+                self.file(name)?.extend_from_slice(bytes);
+                Some(())
+            }
+            Change::Truncate(name, bytes) => {
+                self.file(name)?.resize(*bytes as usize, 0);
+                Some(())
+            }
             Change::Unlink(name) if self.names.get(name)? != &Kind::Directory => self.names.remove(name).map(drop),
             Change::Unlink(_) => None,
             Change::Rmdir(name) => {
