@@ -3,6 +3,8 @@
 
 #[path = "mount/access_lists.rs"]
 mod access_lists;
+#[path = "mount/strangers.rs"]
+mod strangers;
 
 use keelfs::fuse::{self, Mount, MountOptions};
 use keelfs::node::{DataDirectory, InitOptions, Node, NodeOptions};
@@ -59,14 +61,23 @@ impl Mounted {
         self.mount_with(name, &[])
     }
 
+    /// As root mounts for all, and others can only mount for themselves.
     fn mount_with(&mut self, name: &str, words: &[&str]) -> Mount {
+        let allow_other = rustix::process::geteuid().is_root();
+        let mut options = MountOptions { allow_other, ..MountOptions::default() };
+        options.take(words).expect("known words");
+        self.mount_by(name, options)
+    }
+
+    fn mount_for_its_user(&mut self, name: &str) -> Mount {
+        self.mount_by(name, MountOptions::default())
+    }
+
+    fn mount_by(&mut self, name: &str, options: MountOptions) -> Mount {
         let path = self.directory.path().join(name);
         fs::create_dir_all(&path).expect("a directory to mount at");
         let (node, runtime) = (&mut self.node, &self.runtime);
         let volume = runtime.block_on(async { node.volume("test") });
-        let allow_other = rustix::process::geteuid().is_root();
-        let mut options = MountOptions { allow_other, ..MountOptions::default() };
-        options.take(words).expect("known words");
         fuse::mount(volume, runtime.handle().clone(), &path, options).expect("a mount")
     }
 
@@ -120,6 +131,7 @@ fn what_only_the_kernels_path_can_get_wrong() {
     an_unlinked_file_lives_while_it_is_open(&mounted);
     a_mapped_page_is_written_where_it_belongs(&mounted);
     access_lists::all(&mounted);
+    strangers::all(&mut mounted);
     mounted.stop();
 }
 

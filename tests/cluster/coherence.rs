@@ -111,3 +111,21 @@ fn inodes_used(mount: &Path) -> u64 {
     let counts = rustix::fs::statvfs(mount).expect("statfs");
     counts.f_files - counts.f_ffree
 }
+
+/// The process of a mount is killed with a file open: who holds it is told so, and the next start mounts anew.
+#[test]
+fn a_killed_mount_says_so_and_is_mounted_again() {
+    let cluster = Cluster::start(1, [1]);
+    let path = cluster.at(1).join("open");
+    let mut file = File::create(&path).expect("a new file");
+    file.write_all(b"before").expect("a write");
+    cluster.kill_mount(1);
+    let refused = wait_for("the kernel to notice", || file.write_all(b"after").err());
+    assert!([libc::ENOTCONN, libc::ECONNABORTED].map(Some).contains(&refused.raw_os_error()), "{refused}");
+    let gone = fs::metadata(cluster.at(1)).expect_err("a mount without a process");
+    assert_eq!(gone.raw_os_error(), Some(libc::ENOTCONN));
+    cluster.command(["start".into()]).expect_success();
+    cluster.wait_until_whole();
+    assert_eq!(fs::read_to_string(&path).expect("the file"), "before");
+    assert!(file.write_all(b"after").is_err(), "a descriptor of the dead mount stays dead");
+}
