@@ -14,7 +14,9 @@
 //!
 //! What goes through the kernel's pages all the same: mappings (private ones are read afresh when they are made; a
 //! shared one is coherent on its node, and with others as of the last open or attribute answer), programs being
-//! executed, and `sendfile`. `O_TMPFILE` and birth times are not to be had: fuser 0.18 knows neither.
+//! executed, and `sendfile`. Their pages are not dropped when others have written: that would come after the write has
+//! completed, so it would be no promise, and would cost a question for every mapped file at every change (the other
+//! costs: [`overlay`]). `O_TMPFILE` and birth times are not to be had: fuser 0.18 knows neither.
 //!
 //! Decision: fuser does not say whether a lock request is `flock` or `fcntl`; [`wire`] reads it from the kernel's bytes.
 //!

@@ -189,8 +189,8 @@ impl Arrived {
         if !inode.has_pages || data.is_empty() {
             return;
         }
-        let parts = vec![offset..offset.saturating_add(data.len() as u64)];
-        let write = Answered { id: self.id, version, offset, data, parts };
+        let whole = offset..offset.saturating_add(data.len() as u64);
+        let write = Answered { id: self.id, version, offset, data, parts: Vec::from([whole]) };
         let bytes = write.bytes();
         inode.answered.insert(inode.answered.partition_point(|other| other.version < version), write);
         state.bytes += bytes;
