@@ -1,5 +1,6 @@
 //! What the process has to say, on standard error.
 
+use crate::fuse::log_of_killed_caller;
 use std::fmt::Debug;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -14,13 +15,13 @@ pub fn start(default: &str) {
     tracing_subscriber::registry().with(filter).with(KilledCallers).with(lines).init();
 }
 
-/// Keeps one error of fuser's from the log: that the kernel no longer knew a request when it was answered. That is how a
-/// caller ends who was killed meanwhile. Any other error in answering is one, and is shown.
+/// Keeps one error of the FUSE library from the log: the answer to a caller who was killed meanwhile. Any other error in
+/// answering is one, and is shown.
 struct KilledCallers;
 
 impl<S: Subscriber> Layer<S> for KilledCallers {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
-        // What comes from the crate `log`, as all of fuser's does, has this target and its own in a field.
+        // What comes from the crate `log`, as all of that library's does, has this target and its own in a field.
         if event.metadata().target() != "log" {
             return true;
         }
@@ -38,8 +39,8 @@ struct Said {
 
 impl Said {
     fn of_killed_caller(&self) -> bool {
-        let unknown = std::io::Error::from_raw_os_error(libc::ENOENT);
-        self.target == "fuser::reply" && self.message == format!("Failed to send FUSE reply: {unknown}")
+        let (target, message) = log_of_killed_caller();
+        self.target == target && self.message == message
     }
 }
 
@@ -76,23 +77,23 @@ mod tests {
         }
     }
 
-    /// The event is made here as tracing-log makes it of what fuser logs.
+    /// The events are made here as tracing-log makes them of what is logged through `log`.
     #[test]
     fn only_the_answers_to_killed_callers_are_not_shown() {
         let lines = Lines::default();
         let writer = lines.clone();
         let writer = move || writer.clone();
         let subscriber = tracing_subscriber::registry().with(KilledCallers).with(fmt::layer().with_writer(writer));
+        let (target, message) = log_of_killed_caller();
         tracing::subscriber::with_default(subscriber, || {
-            let say = |target: &str, errno: i32| {
-                let error = std::io::Error::from_raw_os_error(errno);
-                tracing::error!(target: "log", { log.target = target }, "Failed to send FUSE reply: {error}");
+            let say = |target: &str, message: &str| {
+                tracing::error!(target: "log", { log.target = target }, "{message}");
             };
-            say("fuser::reply", libc::ENOENT);
+            say(target, &message);
             assert_eq!(lines.0.lock().unwrap().len(), 0);
-            say("fuser::reply", libc::EINVAL);
-            say("fuser::session", libc::ENOENT);
-            tracing::error!("another");
+            say(target, "Failed to send FUSE reply: Invalid argument (os error 22)");
+            say("elsewhere", &message);
+            tracing::error!("{message}");
         });
         let shown = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
         assert_eq!(shown.lines().count(), 3, "{shown}");

@@ -45,6 +45,7 @@ mod wire;
 
 pub use mounts::{MountError, flags_of, remount};
 pub use options::{BadOption, MountOptions};
+pub use respond::log_of_killed_caller;
 
 use crate::volume::Volume;
 use adapter::Adapter;

@@ -18,6 +18,13 @@ const FILE_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOP
 /// The unit of `statfs(2)`, in bytes.
 const STATFS_BLOCK_BYTES: u32 = 4096;
 
+/// What fuser 0.18 logs as an error (target and message) when the kernel no longer knew a request that was answered. That is
+/// how a caller ends who was killed meanwhile, and no error.
+pub fn log_of_killed_caller() -> (&'static str, String) {
+    let unknown = std::io::Error::from_raw_os_error(libc::ENOENT);
+    ("fuser::reply", format!("Failed to send FUSE reply: {unknown}"))
+}
+
 /// A reply that is given once. One that is dropped answers `EIO`: that is fuser's doing, and what a panic comes to.
 pub trait Respond: Send + 'static {
     type With: Send;
