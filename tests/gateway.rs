@@ -36,6 +36,7 @@ impl Served {
             mounts: Vec::new(),
             timing: Timing { heartbeat: ms(100), election_min: ms(400), election_max: ms(800) },
             insecure_no_tls: false,
+            scrub_bytes_per_second: 0,
         };
         let node = runtime.block_on(Node::start(options)).expect("a node");
         Served { node, address, runtime, _directory: directory }

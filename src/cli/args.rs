@@ -49,9 +49,13 @@ pub enum Verb {
     /// Who leads, and how far each node is
     #[command(after_help = "Examples:\n  keelfs status\n  keelfs status --node 10.0.0.1:7700 --json")]
     Status(RemoteArgs),
-    /// Compare all replicas at one index and test their invariants
-    #[command(after_help = "Example:\n  keelfs check && echo sound")]
-    Check(RemoteArgs),
+    /// Compare all replicas at one index and test their invariants: names, links, contents, locks
+    #[command(
+        after_help = "With --data every node also reads all that it stores from its disk and verifies it, which may take \
+                      long; it serves meanwhile. Exit code 75: something is damaged and was not mended.\n\nExamples:\n  \
+                      keelfs check && echo sound\n  keelfs check --repair"
+    )]
+    Check(CheckArgs),
     /// Print the Raft log of a node that is stopped; changes nothing
     #[command(
         after_help = "One line for each entry that the node's log still holds; with --json one object on each line.\n\n\
@@ -214,6 +218,9 @@ pub struct ServeArgs {
     /// Speak the cs733 text protocol here
     #[arg(long, value_name = "ADDRESS")]
     pub cs733_listen: Option<std::net::SocketAddr>,
+    /// How fast the daily scrub reads what is stored, to find what a disk has lost; 0: no scrub
+    #[arg(long, value_name = "BYTES_PER_SECOND", default_value_t = crate::limits::SCRUB_BYTES_PER_SECOND)]
+    pub scrub_rate: u64,
     /// Leave the terminal's session first: `keelfs cluster` starts nodes so
     #[arg(long, hide = true)]
     pub own_session: bool,
@@ -282,6 +289,18 @@ pub struct LogArgs {
     /// Print so many bytes of each entry's body as well, in hexadecimal
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub body: u32,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Read and verify everything that is stored, too: entries, bodies, snapshots
+    #[arg(long)]
+    pub data: bool,
+    /// Mend what is damaged with the copies of the other nodes; means --data
+    #[arg(long)]
+    pub repair: bool,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
 }
 
 #[derive(Debug, Args)]

@@ -102,6 +102,12 @@ impl Remote {
         self.only(address)?.check(deadline).await.map_err(|why| format!("its invariants were not tested: {why}"))
     }
 
+    /// Begin a scrub of this very node; the number of the pass.
+    pub async fn scrub(&self, address: SocketAddr, mend: bool) -> Result<u64, String> {
+        let begun = self.only(address)?.scrub(mend, self.deadline()).await;
+        begun.map_err(|why| plain(&why))?.ok_or_else(|| "too many scrubs wait there already".into())
+    }
+
     fn only(&self, address: SocketAddr) -> Result<Client, String> {
         Client::new(vec![address], self.cluster).map_err(|why| why.to_string())
     }

@@ -56,6 +56,7 @@ pub fn serve(args: ServeArgs) -> CliResult {
         mounts,
         timing: Timing::default(),
         insecure_no_tls: args.insecure_no_tls,
+        scrub_bytes_per_second: args.scrub_rate,
     };
     block_on(async { Ok(Node::start(options).await?.run().await?) })
 }

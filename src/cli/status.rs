@@ -5,6 +5,7 @@ use crate::cli::error::CliResult;
 use crate::cli::output::{Output, warn};
 use crate::cli::remote::Remote;
 use crate::net::NodeId;
+use crate::raft::{Comparison, ScrubStatus};
 use crate::volume::NodeStatus;
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -33,6 +34,10 @@ pub struct NodeReport {
     pub snapshot: Option<u64>,
     pub purged: Option<u64>,
     pub log_bytes: Option<u64>,
+    /// Where the states of the replicas were last compared, and with whom this one agrees.
+    pub compared: Option<Comparison>,
+    /// What is stored was last read and verified, with this result.
+    pub scrub: Option<ScrubStatus>,
     /// On the node's machine.
     pub mount: Option<PathBuf>,
     /// Why a silent node is silent.
@@ -61,6 +66,8 @@ impl NodeReport {
             snapshot: replica.map(|r| r.snapshot),
             purged: replica.map(|r| r.purged),
             log_bytes: replica.map(|r| r.log_bytes),
+            compared: replica.map(|r| r.compared.clone()),
+            scrub: replica.map(|r| r.scrub.clone()),
             mount: told.as_ref().and_then(|told| told.mounts.first()).map(PathBuf::from),
             error,
         }
@@ -84,6 +91,20 @@ pub async fn gather(remote: &Remote, nodes: impl IntoIterator<Item = (NodeId, So
 pub fn leader(reports: &[NodeReport]) -> Option<NodeId> {
     let leaders = reports.iter().filter(|report| report.role == "leader");
     leaders.max_by_key(|report| report.term).map(|report| report.id)
+}
+
+/// What a node knows of itself that is not right.
+fn troubles(report: &NodeReport) -> Vec<String> {
+    let compared = report.compared.iter().filter(|compared| !compared.differ.is_empty());
+    let differ = compared.map(|compared| {
+        format!("node {}: its state after entry {} is not that of {:?}", report.id, compared.index, compared.differ)
+    });
+    let scrub = report.scrub.iter().filter(|scrub| scrub.damaged > scrub.mended);
+    let damaged = scrub.map(|scrub| {
+        let left = scrub.damaged - scrub.mended;
+        format!("node {}: {left} damaged records were found and not mended; see keelfs check --repair", report.id)
+    });
+    differ.chain(damaged).collect()
 }
 
 /// The reports as a table for people. The columns that nobody fills are left out.
@@ -133,6 +154,7 @@ pub async fn status(args: RemoteArgs, output: Output) -> CliResult {
     let members = remote.members().await?;
     let reports = gather(&remote, members).await;
     output.show(&reports, || table(&reports))?;
+    reports.iter().flat_map(troubles).for_each(|trouble| warn(&trouble));
     if leader(&reports).is_none() {
         warn("no node leads: the cluster waits until a majority of its nodes runs and can reach one another");
     }

@@ -21,7 +21,7 @@ use crate::fuse::{self, Mount, MountOptions};
 use crate::gateway;
 use crate::log::{DirectoryLock, Log};
 use crate::net::{self, Caller, Handler, Identity, Message, NodeId};
-use crate::raft::{self, Replica, Timing};
+use crate::raft::{self, Replica, Timing, Tuning};
 use crate::volume::{Client, KIND_FIRST, Local, NodeStatus, Volume};
 use fatal::Fatal;
 use futures_util::future::{Either, join_all, ready};
@@ -60,6 +60,14 @@ pub struct NodeOptions {
     pub timing: Timing,
     /// Listen off loopback although nothing is encrypted or authenticated.
     pub insecure_no_tls: bool,
+    /// How fast the scrub reads; 0: there is none.
+    pub scrub_bytes_per_second: u64,
+}
+
+impl NodeOptions {
+    fn tuning(&self) -> Tuning {
+        Tuning { scrub_bytes_per_second: self.scrub_bytes_per_second, ..Tuning::default() }
+    }
 }
 
 /// A node that runs.
@@ -96,9 +104,10 @@ impl Node {
         let (fatal, log) = (Fatal::new(), open_log(&directory, own.clone()).await?);
         fatal.watch_log(&log);
         let fresh = log.state().last.is_none() && log.state().last_purged.is_none();
-        let replica = Replica::start(own.clone(), log, directory.members.clone(), options.timing)
-            .await
-            .map_err(|e| refine(&e, "start raft"))?;
+        let replica =
+            Replica::start_tuned(own.clone(), log, directory.members.clone(), options.timing, options.tuning())
+                .await
+                .map_err(|e| refine(&e, "start raft"))?;
         fatal.watch_replica(replica.clone(), directory.path.clone());
         let local = Local::new(replica.clone(), own.clone(), directory.path.clone());
         let status = status_of(&directory, &options, incarnation, replica.clone(), address, cs733.as_ref());

@@ -33,6 +33,7 @@ fn options(data: &Path) -> NodeOptions {
         mounts: Vec::new(),
         timing: TIMING,
         insecure_no_tls: false,
+        scrub_bytes_per_second: 0,
     }
 }
 

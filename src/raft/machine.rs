@@ -6,14 +6,14 @@
 //! Decision: a batch is published before its proposers are answered, so that whoever got an answer finds its effect in the
 //! published root. Cost: the first of a batch waits for the last, some microseconds each.
 
-use super::ending::Endings;
+use super::ending::{Endings, storage_error};
 use super::payload::StoredMeta;
 use super::publish::Published;
 use super::snapshot::{self, Received, SnapshotData};
 use super::store::{blocking, io_error};
 use super::types::*;
 use crate::fs::{LogIndex, Stamp, State};
-use crate::log::{EntryId, Log};
+use crate::log::{EntryId, Log, StorageError};
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
@@ -91,6 +91,20 @@ impl Machine {
         Ok(())
     }
 
+    /// What is applied, as a snapshot says it, and the state itself; `None`: nothing is.
+    pub fn whole(&mut self) -> Option<(StoredMeta, State)> {
+        Some((StoredMeta::new(self.last.as_ref(), &self.membership)?, self.state.clone()))
+    }
+
+    /// The newest snapshot is damaged; the state in memory is not.
+    async fn write_anew(&mut self, damage: &io::Error) -> io::Result<Option<StoredMeta>> {
+        tracing::warn!("the newest snapshot is written anew: {damage}");
+        let Some((meta, state)) = self.whole() else { return Ok(None) };
+        let (log, stored) = (self.log.clone(), meta.clone());
+        self.endings.note(blocking(move || snapshot::write(&log, &stored, &state)).await)?;
+        Ok(Some(meta))
+    }
+
     fn become_loaded(&mut self, meta: &SnapshotMeta, state: State) {
         self.published.publish(&state, &[(state.applied(), state.hash())]);
         self.state = state;
@@ -151,12 +165,20 @@ impl RaftStateMachine<Types> for Machine {
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot<SnapshotData>>> {
         let log = self.log.clone();
-        let Some(meta) = blocking(move || snapshot::newest(&log)).await? else { return Ok(None) };
+        let newest = match blocking(move || snapshot::newest(&log)).await {
+            Err(error) if is_damage(&error) => self.write_anew(&error).await?,
+            newest => newest?,
+        };
+        let Some(meta) = newest else { return Ok(None) };
         Ok(Some(Snapshot {
             meta: meta.snapshot_meta().map_err(io_error)?,
             snapshot: SnapshotData::OnDisk(self.log.clone()),
         }))
     }
+}
+
+fn is_damage(error: &io::Error) -> bool {
+    matches!(storage_error(error), Some(StorageError::Damaged { .. }))
 }
 
 /// Writes a snapshot of the state that it was made from, while apply goes on.

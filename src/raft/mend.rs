@@ -184,7 +184,8 @@ fn first_damage(log: &Log, end: u64) -> Option<StorageError> {
     }
 }
 
-fn unmended(damage: &StorageError, why: &str) -> StorageError {
+/// A damage, with why it stays.
+pub fn unmended(damage: &StorageError, why: &str) -> StorageError {
     match damage.again() {
         StorageError::Damaged { file, offset, index, what } => {
             StorageError::Damaged { file, offset, index, what: format!("{what}; no good copy could be had: {why}") }

@@ -24,6 +24,7 @@ pub const SNAPSHOT_PROGRESS: u8 = 8;
 pub const FETCH_BODIES: u8 = 9;
 pub const FETCH_ENTRIES: u8 = 10;
 pub const HASH_AT: u8 = 11;
+pub const FETCH_STATE: u8 = 12;
 
 /// A message of `kind` with this header.
 pub fn message<T: Serialize>(kind: u8, header: &T, body: Bytes) -> Result<Message, CodecError> {
@@ -123,6 +124,19 @@ pub struct FetchEntries {
 #[derive(Serialize, Deserialize)]
 struct FetchedEntries {
     entries: Vec<AppendedEntry>,
+}
+
+/// The next items of the asked one's state; 0 begins anew. The answer's body is items.
+#[derive(Serialize, Deserialize)]
+pub struct FetchState {
+    pub sequence: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct FetchedState {
+    pub meta: StoredMeta,
+    /// There were no more.
+    pub ended: bool,
 }
 
 /// The state's hash right after this entry.

@@ -9,6 +9,7 @@
 //! | `scrub` | everything that is stored is read and verified from time to time |
 //! | `mend` | good copies of entries that are damaged here |
 //! | `compare` | do all replicas have the same state? A node that is wrong fences itself |
+//! | `rescue` | the whole state from a peer, when the snapshot is damaged |
 //! | `ending` | why a replica ends by itself |
 //! | `snapshot`, `intake`, `bodies` | snapshots: written, received, and the bodies that a receiver lacks |
 //! | `messages`, `network`, `peers`, `server`, `lane` | what peers say to each other, both halves |
@@ -40,6 +41,7 @@ mod payload;
 mod peers;
 mod publish;
 mod replica;
+mod rescue;
 mod scrub;
 mod server;
 mod snapshot;

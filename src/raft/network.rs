@@ -25,7 +25,7 @@ use crate::net::{Link, Message, NetError, NodeId, Purpose};
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, stream};
 use openraft::base::{BoxFuture, BoxStream};
-use openraft::errors::{ErrorSource, NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
@@ -102,8 +102,11 @@ fn undecodable(error: CodecError) -> RPCError<Types> {
     RPCError::Unreachable(Unreachable::new(&error))
 }
 
+/// A snapshot that cannot be read is not the end of this node: openraft asks for it again, and what is damaged is then
+/// written anew.
 fn disk_error(error: io::Error) -> StreamingError<Types> {
-    StreamingError::StorageError(openraft::StorageError::read_snapshot(None, ErrorSource::from_error(&error)))
+    tracing::warn!("cannot send the newest snapshot: {error}");
+    StreamingError::Unreachable(Unreachable::new(&error))
 }
 
 impl Connection {

@@ -3,7 +3,7 @@
 use super::Machine;
 use super::clock::{self, Clock};
 use super::compare::{Comparer, Comparison};
-use super::ending::{Ending, Endings};
+use super::ending::{Ending, Endings, storage_error};
 use super::intake::Target;
 use super::keeper::Keeper;
 use super::mend::{self, Mender};
@@ -11,6 +11,7 @@ use super::network::Network;
 use super::payload;
 use super::peers::Peers;
 use super::publish::Published;
+use super::rescue;
 use super::scrub::{ScrubHandle, ScrubStatus, Scrubber};
 use super::server::Server;
 use super::store::Store;
@@ -171,16 +172,6 @@ fn config(timing: Timing) -> anyhow::Result<Arc<Config>> {
 impl Replica {
     /// Load the newest snapshot, replay what is known to be committed behind it, start Raft. `members` says where nodes
     /// are, before and beside what the membership says.
-    pub async fn start(
-        own: Identity,
-        log: Log,
-        members: BTreeMap<NodeId, SocketAddr>,
-        timing: Timing,
-    ) -> anyhow::Result<Replica> {
-        Replica::start_tuned(own, log, members, timing, Tuning::default()).await
-    }
-
-    /// The same, for tests that want snapshots early.
     pub async fn start_tuned(
         own: Identity,
         log: Log,
@@ -191,12 +182,12 @@ impl Replica {
         let node = own.node.context("a replica needs a node id")?;
         let endings = Endings::default();
         watch_log(&log, endings.clone());
-        let machine = Machine::load(log.clone(), endings.clone()).await.context("cannot load the newest snapshot")?;
+        let peers = Arc::new(Peers::new(own, members));
+        let machine = load(&log, &peers, &endings).await?;
         if let Some(snapshot) = machine.loaded() {
             mend::drop_damaged_margin(&log, snapshot).await.context("cannot purge the log")?;
         }
         let published = machine.published();
-        let peers = Arc::new(Peers::new(own, members));
         let network = Network { peers: peers.clone(), log: log.clone() };
         let mender = Arc::new(Mender { log: log.clone(), peers: peers.clone() });
         let store = Store::new(log.clone(), Some(mender.clone()), endings.clone());
@@ -239,7 +230,13 @@ impl Replica {
         tokio::spawn(comparer.run(stop.clone()));
         let rate = tuning.scrub_bytes_per_second;
         let scrub = Scrubber { raft: raft.clone(), target: target.clone(), mender, rate }.start(stop.clone());
-        let server = Server { raft: raft.clone(), target, intake: Arc::default(), lanes: Arc::default() };
+        let server = Server {
+            raft: raft.clone(),
+            target,
+            intake: Arc::default(),
+            lanes: Arc::default(),
+            exports: Arc::default(),
+        };
         let proposed_bytes = Arc::new(Semaphore::new(PROPOSED_BYTES_MAX));
         let clock = Clock::default();
         let inner = Inner {
@@ -497,6 +494,22 @@ async fn write(
         Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward, own)),
         Ok(Err(_)) | Err(_) => Err(ReplicaError::Unknown),
     }
+}
+
+/// The machine as the newest snapshot has it; a damaged one is replaced by a peer's state, if the log alone will not do.
+async fn load(log: &Log, peers: &Arc<Peers>, endings: &Endings) -> anyhow::Result<Machine> {
+    let load = async || Machine::load(log.clone(), endings.clone()).await;
+    let loaded = match load().await {
+        Err(error) => match storage_error(&error) {
+            Some(damage @ StorageError::Damaged { .. }) => {
+                rescue::fetch_snapshot(log, peers, damage).await?;
+                load().await
+            }
+            _ => Err(error),
+        },
+        loaded => loaded,
+    };
+    loaded.context("cannot load the newest snapshot")
 }
 
 fn watch_log(log: &Log, endings: Endings) {

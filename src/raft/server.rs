@@ -5,7 +5,8 @@ use super::bodies;
 use super::intake::{Intake, Target};
 use super::lane::Lane;
 use super::mend;
-use super::messages::{self, AppendAnswer, HashAt, HashTold, TransferAnswer, VoteAnswer, answer};
+use super::messages::{self, AppendAnswer, FetchState, HashAt, HashTold, TransferAnswer, VoteAnswer, answer};
+use super::rescue::Exports;
 use super::types::Types;
 use crate::codec::CodecError;
 use crate::fs::LogIndex;
@@ -24,6 +25,7 @@ pub struct Server {
     pub target: Target,
     pub intake: Arc<Intake>,
     pub lanes: Arc<Mutex<BTreeMap<NodeId, Lane>>>,
+    pub exports: Arc<Exports>,
 }
 
 /// How long a question for a hash waits until its entry is applied.
@@ -53,6 +55,7 @@ impl Server {
             messages::FETCH_BODIES => self.fetch_bodies(&message),
             messages::FETCH_ENTRIES => self.fetch_entries(&message),
             messages::HASH_AT => self.hash_at(&message),
+            messages::FETCH_STATE => self.fetch_state(node, &message),
             kind => Ok(refused(format!("raft has no message of kind {kind}"))),
         };
         handled.unwrap_or_else(refused)
@@ -134,6 +137,12 @@ impl Server {
             let served = tokio::task::spawn_blocking(move || mend::serve(&log, &published, question));
             served.await.unwrap_or_else(|e| Message::refused(e.to_string()))
         }))
+    }
+
+    fn fetch_state(&self, node: NodeId, message: &Message) -> Result<BoxFuture<'static, Message>, CodecError> {
+        let FetchState { sequence } = messages::header(message)?;
+        let (raft, exports) = (self.raft.clone(), self.exports.clone());
+        Ok(Box::pin(async move { exports.serve(&raft, node, sequence).await }))
     }
 
     /// The asker is a little ahead as often as not: it is worth waiting a moment.

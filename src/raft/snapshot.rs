@@ -36,7 +36,7 @@ pub fn write(log: &Log, meta: &StoredMeta, state: &State) -> io::Result<()> {
     log.write_snapshot(meta.last, encoded, &mut items).map_err(io_error)
 }
 
-fn encode(item: &Item) -> Result<Bytes, StorageError> {
+pub fn encode(item: &Item) -> Result<Bytes, StorageError> {
     codec::encode("snapshot item", item).map(Bytes::from).map_err(|e| StorageError::Io {
         operation: "encoding",
         file: "a snapshot".into(),

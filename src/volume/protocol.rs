@@ -60,6 +60,9 @@ pub(super) enum Ask {
     Members,
     /// Test every invariant of this replica's state. → `Checked`
     Check,
+    /// Read and verify everything that this node stores, and mend what is damaged if that is wanted. → `Scrubbing`; how
+    /// far it is and what it finds is in the status
+    Scrub { mend: bool },
 }
 
 /// What a node answers.
@@ -84,6 +87,8 @@ pub(super) enum Told {
     Members(BTreeMap<NodeId, SocketAddr>),
     /// The first invariant that is broken, in words.
     Checked(Option<String>),
+    /// The number of the pass; `None`: too many wait.
+    Scrubbing(Option<u64>),
     Failed(Failure),
 }
 

@@ -112,6 +112,14 @@ impl Client {
         }
     }
 
+    /// Have this node read and verify everything that it stores; the number of that pass, if it will be made.
+    pub async fn scrub(&self, mend: bool, deadline: Instant) -> Result<Option<u64>, Failure> {
+        match self.ask(deadline, |_| Ask::Scrub { mend }).await? {
+            Told::Scrubbing(number) => Ok(number),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     pub async fn members(&self, deadline: Instant) -> Result<BTreeMap<NodeId, SocketAddr>, Failure> {
         match self.ask(deadline, |_| Ask::Members).await? {
             Told::Members(members) => Ok(members),

@@ -66,6 +66,7 @@ impl Server {
             Ask::Status => Told::Status(Box::new((self.status)())),
             Ask::HashAt { index, wait_ms } => self.hash_at(index, deadline(wait_ms)).await,
             Ask::Check => self.check().await,
+            Ask::Scrub { mend } => Told::Scrubbing(self.local.replica().scrub(mend)),
             Ask::Members => Told::Members(self.local.replica().members()),
         };
         (told, Bytes::new())

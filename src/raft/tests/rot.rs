@@ -291,3 +291,37 @@ fn rot_snapshot(directory: &Path) {
     content[middle] ^= 1;
     std::fs::write(&newest, content).unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_snapshot_is_replaced_and_never_installed() {
+    let mut cluster = Cluster::start(3).await;
+    let kept = noise(1, 100_000);
+    let file = cluster.put("kept", kept.clone()).await;
+    for round in 2..30 {
+        cluster.put(&format!("file-{}", round % 5), noise(round, 20_000)).await;
+    }
+    let follower = cluster.replica(2);
+    until("there is a snapshot, and no log in front of it", || follower.status().purged > file.version.0).await;
+    drop(follower);
+
+    // Met at the start: the state comes from a peer.
+    cluster.stop(2).await;
+    rot_snapshot(cluster.nodes[1].directory.path());
+    cluster.boot(2).await;
+    cluster.agree().await;
+    cluster.own_body(2, file.version, &kept).await.unwrap();
+    cluster.replays_alone(2).await;
+    cluster.own_body(2, file.version, &kept).await.unwrap();
+
+    // Met when a follower without anything needs it: the leader writes it anew.
+    cluster.boot(1).await;
+    cluster.lead(2).await;
+    rot_snapshot(cluster.nodes[1].directory.path());
+    for file in std::fs::read_dir(cluster.nodes[2].directory.path()).unwrap() {
+        std::fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    cluster.boot(3).await;
+    cluster.agree().await;
+    cluster.own_body(3, file.version, &kept).await.unwrap();
+    assert_eq!(cluster.leader().await.status().leader, Some(2), "it goes on leading");
+}
