@@ -95,6 +95,7 @@ async fn openrafts_own_suite() {
     Suite::test_all(Builder).await.unwrap();
 }
 
+mod install;
 mod rot;
 
 /// As a node does it: what is missing is asked of the others.
