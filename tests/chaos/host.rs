@@ -164,6 +164,11 @@ fn remove_namespace(name: &str) {
     let _ = try_run(&["ip", "netns", "delete", name]);
 }
 
+/// Where the harness that is this process keeps its disks, if it is told nothing else.
+pub fn default_root(pid: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("keelfs-chaos-{pid}"))
+}
+
 /// What a harness left behind that was killed itself: namespaces, processes, mounts below `root`.
 pub fn sweep(root: &Path) {
     let names = fs::read_dir("/run/netns").into_iter().flatten().flatten();
@@ -173,6 +178,9 @@ pub fn sweep(root: &Path) {
         if !Path::new("/proc").join(pid).exists() {
             println!("chaos: removing {name}, left behind by an earlier harness");
             remove_namespace(&name);
+            let theirs = default_root(pid);
+            unmount_below(&theirs);
+            let _ = fs::remove_dir_all(&theirs);
         }
     }
     unmount_below(root);

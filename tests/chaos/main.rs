@@ -159,8 +159,7 @@ fn chosen(words: &Words) -> Result<Vec<&'static Nemesis>, String> {
 }
 
 fn root(words: &Words) -> PathBuf {
-    let root =
-        words.dir.clone().unwrap_or_else(|| std::env::temp_dir().join(format!("keelfs-chaos-{}", std::process::id())));
+    let root = words.dir.clone().unwrap_or_else(|| host::default_root(&std::process::id().to_string()));
     std::fs::create_dir_all(&root).unwrap_or_else(|e| panic!("cannot make {}: {e}", root.display()));
     root.canonicalize().unwrap_or_else(|e| panic!("cannot use {}: {e}", root.display()))
 }

@@ -253,6 +253,10 @@ fn count(history: &History, healed: Nanos, plan: &Plan, report: &mut Report) {
             report.violations.push(format!("{name}: nothing succeeded after the fault was over"));
         }
     }
+    if report.workloads.contains(&"expiry") {
+        let latest = workload::latest_expiry(history).as_secs_f64();
+        report.notes.push(format!("the latest expiry was {latest:.2} s behind its time"));
+    }
     let errors = history.ops.iter().filter_map(|op| unwanted(op, plan.nemesis));
     report.violations.extend(errors.take(5));
     report.violations.extend(history.violations.iter().cloned());

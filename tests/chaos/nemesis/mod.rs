@@ -49,6 +49,15 @@ impl Scene<'_> {
         std::thread::sleep(Duration::from_millis(self.dice.between(low_ms, high_ms)));
     }
 
+    /// The same, or, as often as not where that is no long time, until calls have given up.
+    pub fn hold_perhaps_until_calls_fail(&mut self, low_ms: u64, high_ms: u64) {
+        let timeout_ms = self.cluster.setup.timeout_s * 1000;
+        match timeout_ms <= 10_000 && self.dice.percent(50) {
+            true => self.hold(timeout_ms + 1000, timeout_ms + 3000),
+            false => self.hold(low_ms, high_ms),
+        }
+    }
+
     pub fn note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
     }

@@ -34,7 +34,7 @@ pub fn cut_minority(scene: &mut Scene) -> Episode {
     let (leader, _) = scene.cluster.wait_for_leader()?;
     let two = scene.nodes_but(&[leader], 2);
     hold(scene, &cut(&two), |scene| {
-        scene.hold(3000, 7000);
+        scene.hold_perhaps_until_calls_fail(3000, 7000);
         Ok(())
     })
 }
@@ -75,7 +75,7 @@ pub fn one_way(scene: &mut Scene) -> Episode {
 pub fn ring(scene: &mut Scene) -> Episode {
     let ways = pairs(|from, to| ![1, NODES - 1].contains(&from.abs_diff(to)));
     hold(scene, &ways, |scene| {
-        scene.hold(5000, 10_000);
+        scene.hold_perhaps_until_calls_fail(5000, 10_000);
         Ok(())
     })
 }

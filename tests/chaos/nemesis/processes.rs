@@ -40,7 +40,7 @@ pub fn kill_majority(scene: &mut Scene) -> Episode {
     let left = scene.nodes_but(&three, 1)[0];
     three.iter().for_each(|node| scene.cluster.kill(*node));
     kill_a_caller(scene, left)?;
-    scene.hold(500, 3000);
+    scene.hold_perhaps_until_calls_fail(500, 3000);
     let Some((first, rest)) = three.split_first() else { return Ok(false) };
     scene.cluster.start_node(*first)?;
     scene.cluster.wait_for_leader()?;

@@ -7,6 +7,7 @@ use crate::xattr;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::time::Duration;
 
 pub fn play(player: &mut Player) {
     while player.running() {
@@ -54,6 +55,26 @@ fn watch(player: &mut Player, file: &str, ttl_s: u64) {
         }
         player.pause(80, 250);
     }
+}
+
+/// How long after the end of its time a file was seen for the last time, at most.
+pub fn latest(history: &History) -> Duration {
+    let mut due: BTreeMap<&str, Nanos> = BTreeMap::new();
+    let mut latest = 0;
+    for op in history.of("expiry") {
+        match (&op.call, op.answer()) {
+            // One that is unknown may have moved it away by as much.
+            (Call::Expire { file, ttl_s }, answer) if answer != Some(&Answer::Refused) => {
+                let end = op.end.map_or(Nanos::MAX, |end| end + ttl_s * 1_000_000_000);
+                due.insert(file, end);
+            }
+            (Call::IsThere { file }, Some(Answer::Present)) => {
+                latest = latest.max(op.begin.saturating_sub(due.get(file.as_str()).copied().unwrap_or(Nanos::MAX)));
+            }
+            _ => {}
+        }
+    }
+    Duration::from_nanos(latest)
 }
 
 pub fn check(history: &History, finals: &Finals) -> Vec<String> {

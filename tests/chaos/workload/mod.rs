@@ -16,6 +16,7 @@ use crate::history::{History, Op, Outcome};
 use std::io;
 use std::path::Path;
 
+pub use expiry::latest as latest_expiry;
 pub use large::pattern;
 pub use register::spelled;
 pub use tree::look;
