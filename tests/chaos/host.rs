@@ -122,6 +122,12 @@ impl Network {
         listings.map(|text| counted(&text)).sum()
     }
 
+    /// What runs in the namespaces of the nodes.
+    pub fn processes(&self) -> Vec<String> {
+        let pids = (1..=self.nodes).map(|node| try_run(&["ip", "netns", "pids", &self.name(node)]).unwrap_or_default());
+        pids.flat_map(|pids| pids.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+    }
+
     fn nft(&self, node: u64, words: &[&str], input: &str) -> String {
         let inside = self.inside(node);
         let all: Vec<&str> = inside.iter().map(String::as_str).chain(words.iter().copied()).collect();

@@ -62,6 +62,10 @@ pub fn run(plan: &Plan, network: &Rc<Network>) -> Report {
         report.violations.push(why);
     }
     network.drop_packets(&[]);
+    let left = network.processes();
+    if !left.is_empty() {
+        report.violations.push(format!("left running: processes {left:?}"));
+    }
     let left = host::mounts_below(&plan.directory);
     if !left.is_empty() {
         report.violations.push(format!("left mounted: {left:?}"));

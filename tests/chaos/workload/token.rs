@@ -1,11 +1,16 @@
 //! Tokens that are moved between directories by rename. Each is in one place at all times: its history of moves and looks
 //! is linearizable, and at the end it lies in one directory.
+//!
+//! The renames do not replace, because of two mounts that make the same move at the same time with plain ones, both may be
+//! told that they made it. Holds [A8].
 
 use super::EPOCHS;
 use crate::client::Player;
 use crate::finals::Finals;
 use crate::history::{Answer, Call, History, Op};
 use crate::linearizable::{self, Spec, Verdict};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
@@ -33,25 +38,23 @@ pub fn play(player: &mut Player) {
         let (to, root) = ((from + step) % PLACES, player.own().to_owned());
         let path = root.join(name(token, from));
         if player.dice.percent(30) {
-            player.call(Call::Look { token, place: from }, || found(fs::symlink_metadata(&path), Answer::Absent));
+            player.call(Call::Look { token, place: from }, || match fs::symlink_metadata(&path) {
+                Ok(_) => Ok(Answer::Present),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Answer::Absent),
+                Err(error) => Err(error),
+            });
         } else {
             let target = root.join(name(token, to));
             player.call(Call::Move { token, from, to }, || {
-                found(fs::rename(&path, &target), Answer::Refused).map(|answer| match answer {
-                    Answer::Present => Answer::Done,
-                    other => other,
-                })
+                match renameat_with(CWD, &path, CWD, &target, RenameFlags::NOREPLACE) {
+                    Ok(()) => Ok(Answer::Done),
+                    // It is not where it was to come from: in a third place, or there already.
+                    Err(Errno::NOENT | Errno::EXIST) => Ok(Answer::Refused),
+                    Err(error) => Err(error.into()),
+                }
             });
         }
         player.pause(60, 250);
-    }
-}
-
-fn found<T>(result: io::Result<T>, missing: Answer) -> io::Result<Answer> {
-    match result {
-        Ok(_) => Ok(Answer::Present),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(missing),
-        Err(error) => Err(error),
     }
 }
 
