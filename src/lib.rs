@@ -24,7 +24,9 @@
 //!
 //! | word | meaning |
 //! |---|---|
-//! | node | one keelfs process with a data directory and a vote |
+//! | node | one keelfs process with a data directory; a member of the cluster, under a number that is never given twice |
+//! | voter, learner | a member whose vote counts; one that gets the log and has none (yet) |
+//! | instance, incarnation, run | which making of a data directory; its how manieth start; which process |
 //! | entry | one slot of the Raft log: a command with its stamp and body, a membership, or a blank |
 //! | index | the position of an entry in the log; also the version that the entry gives to what it changes |
 //! | commit | a quorum holds the entry durably |

@@ -673,6 +673,7 @@ fn answered(outcome: &Outcome) -> String {
         Ok(Reply::Copied(length)) => format!("ok: copied {length}"),
         Ok(Reply::Locked { generation }) => format!("ok: locked, generation {generation}"),
         Ok(Reply::Waiting) => "waiting".to_owned(),
+        Ok(Reply::Node(node)) => format!("node {node}"),
         Ok(Reply::Session(id)) => format!("ok: session {}", id.0),
         Err(refusal) => refused(refusal),
     }

@@ -40,7 +40,8 @@ impl Mounted {
         let runtime = Runtime::new().expect("a runtime");
         let (data, address) = (directory.path().join("node"), free_address());
         let (cluster, members) = (uuid::Uuid::new_v4(), BTreeMap::from([(1, address)]));
-        DataDirectory::init(InitOptions { data: data.clone(), cluster, node: 1, members }).expect("a data directory");
+        DataDirectory::init(InitOptions { data: data.clone(), cluster, node: 1, members, joins: false })
+            .expect("a data directory");
         let ms = Duration::from_millis;
         let options = NodeOptions {
             data,

@@ -40,6 +40,20 @@ pub enum Verb {
     /// Run one node in the foreground
     #[command(after_help = "Example:\n  keelfs serve --data /var/lib/keelfs --mount /srv/shared")]
     Serve(ServeArgs),
+    /// Make this machine's data directory a new node of a cluster that runs
+    #[command(
+        after_help = "The cluster gives the new node its number. Once started it catches up, and then gets a vote.\n\n\
+        Example:\n  keelfs join --data /var/lib/keelfs --address 10.0.0.6:7700 --node 10.0.0.1,10.0.0.2\n  \
+        keelfs serve --data /var/lib/keelfs --insecure-no-tls"
+    )]
+    Join(JoinArgs),
+    /// Remove this machine's node from its cluster; its process ends by itself
+    #[command(after_help = "Refused if the remaining voters would have no majority that answers.\n\n\
+        Example:\n  keelfs leave --data /var/lib/keelfs")]
+    Leave(LeaveArgs),
+    /// Who is in the cluster: list, add, remove, promote, replace
+    #[command(subcommand)]
+    Member(MemberVerb),
     /// Mount a cluster that runs elsewhere
     #[command(after_help = "Example:\n  keelfs mount 10.0.0.1:7700,10.0.0.2:7700 /srv/shared --background")]
     Mount(MountArgs),
@@ -92,6 +106,110 @@ pub enum Verb {
         # five minutes from now\n  keelfs ttl /token 0      # for ever"
     )]
     Ttl(TtlArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MemberVerb {
+    /// Show the nodes: who votes, how far each is behind, how often it has started
+    #[command(after_help = "Example:\n  keelfs member list --node 10.0.0.1")]
+    List(RemoteArgs),
+    /// Give out a number for a new node; `keelfs join --as` on its machine makes the node
+    #[command(after_help = "Example:\n  keelfs member add 10.0.0.6:7700 --name rack-2 --node 10.0.0.1")]
+    Add(AddArgs),
+    /// Remove a node, dead or alive, for good: its number is not given again
+    #[command(after_help = "Refused if the remaining voters would have no majority that answers.\n\n\
+        Example:\n  keelfs member remove 3 --node 10.0.0.1")]
+    Remove(OneMemberArgs),
+    /// Give a learner that has caught up a vote
+    #[command(after_help = "Example:\n  keelfs member promote 6 --node 10.0.0.1")]
+    Promote(OneMemberArgs),
+    /// Put a new node in the place of one whose machine or disk is lost
+    #[command(
+        after_help = "Run it on the machine of the new node. It gets a number of its own, and the old node's address \
+        unless --address\ngives another; when it has caught up, it takes the old node's place in one step.\n\n\
+        Example:\n  keelfs member replace 3 --data /var/lib/keelfs --node 10.0.0.1,10.0.0.2\n  \
+        keelfs serve --data /var/lib/keelfs --insecure-no-tls"
+    )]
+    Replace(ReplaceArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct NewNodeArgs {
+    /// The new node's data directory: made if it is missing, refused if it holds anything
+    #[arg(long)]
+    pub data: PathBuf,
+    /// A name for people
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    #[command(flatten)]
+    pub new: NewNodeArgs,
+    /// Where the others will reach it
+    #[arg(long, value_name = "HOST:PORT", value_parser = crate::cli::words::resolve)]
+    pub address: Option<std::net::SocketAddr>,
+    /// The number that `keelfs member add` gave out for it
+    #[arg(long = "as", value_name = "NODE", conflicts_with_all = ["address", "learner", "name"])]
+    pub as_node: Option<u64>,
+    /// Leave it without a vote until `keelfs member promote`
+    #[arg(long)]
+    pub learner: bool,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct LeaveArgs {
+    /// The data directory of the node that leaves
+    #[arg(long)]
+    pub data: PathBuf,
+    /// How long to try
+    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct AddArgs {
+    /// Where the others will reach the new node
+    #[arg(value_name = "HOST:PORT", value_parser = crate::cli::words::resolve)]
+    pub address: std::net::SocketAddr,
+    /// A name for people
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Leave it without a vote until `keelfs member promote`
+    #[arg(long)]
+    pub learner: bool,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct OneMemberArgs {
+    /// Its number, as `keelfs member list` shows it
+    #[arg(value_name = "NODE")]
+    pub member: u64,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ReplaceArgs {
+    /// The number of the node that is lost
+    #[arg(value_name = "NODE")]
+    pub member: u64,
+    /// The new node's data directory: made if it is missing, refused if it holds anything
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Where the others will reach the new node [default: the old node's address]
+    #[arg(long, value_name = "HOST:PORT", value_parser = crate::cli::words::resolve)]
+    pub address: Option<std::net::SocketAddr>,
+    /// A name for people
+    #[arg(long)]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
 }
 
 #[derive(Debug, Subcommand)]

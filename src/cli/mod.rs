@@ -12,6 +12,7 @@ mod cluster;
 mod error;
 mod files;
 mod log;
+mod member;
 mod mount;
 mod mounts;
 mod output;
@@ -48,6 +49,9 @@ fn run(verb: Verb, output: Output) -> CliResult {
         Verb::Cluster(verb) => cluster::run(verb, output),
         Verb::Init(args) => serve::init(args, output),
         Verb::Serve(args) => serve::serve(args),
+        Verb::Join(args) => block_on(member::join(args, output)),
+        Verb::Leave(args) => block_on(member::leave(args, output)),
+        Verb::Member(verb) => member::run(verb, output),
         Verb::Mount(args) => mount::mount(args, output),
         Verb::Umount(args) => mount::umount(args, output),
         Verb::Status(args) => block_on(status::status(args, output)),

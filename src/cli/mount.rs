@@ -61,9 +61,8 @@ fn spelled(args: &MountArgs) -> String {
 
 /// Serve until a signal comes or somebody unmounts.
 async fn serve_mount(args: &MountArgs, dir: &Path, options: MountOptions) -> CliResult {
-    let remote = Remote::to(args.nodes.0.clone(), Uuid::nil(), PATIENCE)?;
     // A mount that nobody answers would only make programs wait: say so now.
-    remote.members().await?;
+    let remote = Remote::to(args.nodes.0.clone(), Uuid::nil(), PATIENCE)?.pinned().await?;
     let volume = remote.volume(&format!("mount {}", dir.display()));
     let what = || format!("cannot mount at {}", dir.display());
     let (mounting, runtime, at) = (volume.clone(), tokio::runtime::Handle::current(), dir.to_owned());

@@ -46,6 +46,20 @@ pub fn raw(bytes: &[u8]) -> CliResult {
     }
 }
 
+/// A table for people. Columns in which every cell is `-` are left out.
+pub fn columns<const N: usize>(heads: [&str; N], cells: Vec<[String; N]>) -> String {
+    let known = |column: usize| cells.iter().any(|row| row[column] != "-");
+    let rows: Vec<[String; N]> = std::iter::once(heads.map(String::from)).chain(cells.iter().cloned()).collect();
+    let widest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(|column| if known(column) { widest(column) } else { 0 }).collect();
+    let line = |row: &[String; N]| {
+        let cells = row.iter().zip(&widths).filter(|(_, width)| **width > 0);
+        let text: Vec<String> = cells.map(|(cell, &width)| format!("{cell:width$}")).collect();
+        text.join("  ").trim_end().to_string()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// A warning that does not stop the verb.
 pub fn warn(line: &str) {
     let _ = writeln!(stderr(), "keelfs: {line}");

@@ -7,7 +7,8 @@ use crate::cli::words::NodeList;
 use crate::fs::LogIndex;
 use crate::net::NodeId;
 use crate::node::exit::Exit;
-use crate::volume::{Client, NodeStatus, Volume};
+use crate::raft::{MemberChange, MemberChanged, Roster};
+use crate::volume::{Client, Failure, NodeStatus, Volume};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,6 +17,9 @@ use uuid::Uuid;
 
 /// Where a verb looks for a cluster when it is told nothing.
 const DEFAULT_DIR: &str = "./cluster";
+
+/// How long the leader may take to answer what another node has answered already.
+const LEADER_PATIENCE: Duration = Duration::from_secs(2);
 
 const NODES_VARIABLE: &str = "KEELFS_NODES";
 
@@ -69,16 +73,57 @@ impl Remote {
         self.client.volume(&format!("{}, process {}, {purpose}", host.trim(), std::process::id()))
     }
 
+    /// The id of the cluster that answers.
+    pub async fn cluster(&self) -> CliResult<Uuid> {
+        match self.cluster.is_nil() {
+            true => Ok(self.client.status(self.deadline()).await.map_err(|_| self.nobody())?.cluster),
+            false => Ok(self.cluster),
+        }
+    }
+
+    /// The same, and from now on no other cluster, whatever comes to answer at these addresses.
+    pub async fn pinned(self) -> CliResult<Remote> {
+        let cluster = self.cluster().await?;
+        Remote::to(self.nodes, cluster, self.timeout)
+    }
+
+    /// The membership as the leader knows it, or else as whoever answers does.
+    pub async fn roster(&self) -> CliResult<Roster> {
+        let roster = self.client.roster(self.deadline()).await.map_err(|_| self.nobody())?;
+        let leader = roster.leader.and_then(|leader| roster.nodes.get(&leader)?.member.address.parse().ok());
+        let Some(leader) = leader else { return Ok(roster) };
+        let deadline = self.deadline().min(Instant::now() + LEADER_PATIENCE);
+        match self.only(leader) {
+            Ok(client) => Ok(client.roster(deadline).await.unwrap_or(roster)),
+            Err(_) => Ok(roster),
+        }
+    }
+
+    /// Have the leader change the membership; the inner `Err` is its refusal in words.
+    pub async fn change_members(&self, change: MemberChange) -> Result<Result<MemberChanged, String>, Failure> {
+        self.client.change_members(change, self.deadline()).await
+    }
+
     /// All nodes, as the first one that answers knows them.
     pub async fn members(&self) -> CliResult<BTreeMap<NodeId, SocketAddr>> {
         let answer = self.client.members(self.deadline()).await;
-        answer.map_err(|_| {
-            let asked: Vec<_> = self.nodes.iter().map(SocketAddr::to_string).collect();
-            CliError::new(
-                Exit::NoMajority,
-                format!("no node answers at {}: are they running, and are these their addresses?", asked.join(", ")),
-            )
-        })
+        answer.map_err(|_| self.nobody())
+    }
+
+    fn nobody(&self) -> CliError {
+        let asked: Vec<_> = self.nodes.iter().map(SocketAddr::to_string).collect();
+        CliError::new(
+            Exit::NoMajority,
+            format!("no node answers at {}: are they running, and are these their addresses?", asked.join(", ")),
+        )
+    }
+
+    /// The members as this very node knows them; none if it does not answer.
+    pub async fn members_at(&self, address: SocketAddr, deadline: Instant) -> BTreeMap<NodeId, SocketAddr> {
+        match self.only(address) {
+            Ok(client) => client.members(deadline).await.unwrap_or_default(),
+            Err(_) => BTreeMap::new(),
+        }
     }
 
     pub async fn status_of(&self, address: SocketAddr, deadline: Instant) -> Result<NodeStatus, String> {

@@ -24,16 +24,22 @@ pub fn init(args: InitArgs, output: Output) -> CliResult {
             return Err(CliError::usage(format!("--member names node {} twice", member.node)));
         }
     }
-    make_identity(&args.data, args.cluster, args.node, &members)?;
+    make_identity(&args.data, args.cluster, args.node, &members, false)?;
     let (data, node) = (args.data.display(), args.node);
     output.show(&json!({ "data": args.data, "cluster": args.cluster, "node": node }), || {
         format!("{data} is node {node} of cluster {}. Start it with: keelfs serve --data {data}", args.cluster)
     })
 }
 
-/// Give a data directory, which must be new or empty, its place in a cluster.
-pub fn make_identity(data: &Path, cluster: Uuid, node: NodeId, members: &BTreeMap<NodeId, SocketAddr>) -> CliResult {
-    DataDirectory::init(InitOptions { data: data.into(), cluster, node, members: members.clone() })?;
+/// Give a data directory, which must be new or empty, its place in a cluster; `joins`: in one that is there already.
+pub fn make_identity(
+    data: &Path,
+    cluster: Uuid,
+    node: NodeId,
+    members: &BTreeMap<NodeId, SocketAddr>,
+    joins: bool,
+) -> CliResult {
+    DataDirectory::init(InitOptions { data: data.into(), cluster, node, members: members.clone(), joins })?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use crate::cli::args::RemoteArgs;
 use crate::cli::error::CliResult;
-use crate::cli::output::{Output, warn};
+use crate::cli::output::{Output, columns, warn};
 use crate::cli::remote::Remote;
 use crate::net::NodeId;
 use crate::raft::{Comparison, ScrubStatus};
@@ -22,12 +22,16 @@ pub struct NodeReport {
     pub address: SocketAddr,
     /// On the node's machine.
     pub pid: Option<u32>,
-    /// `leader`, `follower`, `candidate`, …; `down`: does not answer.
+    /// `leader`, `follower`, `candidate`, `learner`, …; `down`: does not answer.
     pub role: String,
     pub term: Option<u64>,
     pub leader: Option<NodeId>,
     pub last_log: Option<u64>,
     pub applied: Option<u64>,
+    /// Entries of the leader's log that it does not have.
+    pub lag: Option<u64>,
+    /// Number of this start of the node.
+    pub incarnation: Option<u64>,
     /// Hexadecimal, at `applied`.
     pub state_hash: Option<String>,
     /// Index of the newest metadata snapshot; what was last purged from the Raft log.
@@ -62,6 +66,8 @@ impl NodeReport {
             leader: replica.and_then(|r| r.leader),
             last_log: replica.map(|r| r.last_log),
             applied: replica.map(|r| r.applied),
+            lag: None,
+            incarnation: told.as_ref().map(|told| told.incarnation),
             state_hash: replica.map(|r| r.state_hash.clone()),
             snapshot: replica.map(|r| r.snapshot),
             purged: replica.map(|r| r.purged),
@@ -84,7 +90,17 @@ pub async fn gather(remote: &Remote, nodes: impl IntoIterator<Item = (NodeId, So
     let asked = nodes
         .into_iter()
         .map(async |(id, address)| NodeReport::of(id, address, remote.status_of(address, deadline).await));
-    futures_util::future::join_all(asked).await
+    with_lags(futures_util::future::join_all(asked).await)
+}
+
+/// Fill in how far each is behind the leader among them.
+pub fn with_lags(mut reports: Vec<NodeReport>) -> Vec<NodeReport> {
+    let leader = leader(&reports);
+    let end = reports.iter().find(|report| Some(report.id) == leader).and_then(|report| report.last_log);
+    for report in &mut reports {
+        report.lag = end.zip(report.last_log).map(|(end, own)| end.saturating_sub(own));
+    }
+    reports
 }
 
 /// The node that leads: the one that says so in the highest term.
@@ -109,16 +125,12 @@ fn troubles(report: &NodeReport) -> Vec<String> {
 
 /// The reports as a table for people. The columns that nobody fills are left out.
 pub fn table(reports: &[NodeReport]) -> String {
-    let mut rows = vec![
-        ["NODE", "ADDRESS", "PID", "ROLE", "TERM", "LAST LOG", "APPLIED", "STATE HASH", "MOUNT"].map(String::from),
-    ];
-    rows.extend(reports.iter().map(row));
-    let widths: Vec<usize> = (0..rows[0].len()).map(|column| width(&rows, column)).collect();
-    let lines: Vec<String> = rows.iter().map(|row| line(row, &widths)).collect();
-    lines.join("\n")
+    let heads =
+        ["NODE", "ADDRESS", "PID", "ROLE", "TERM", "LAST LOG", "APPLIED", "LAG", "START", "STATE HASH", "MOUNT"];
+    columns(heads, reports.iter().map(row).collect())
 }
 
-fn row(report: &NodeReport) -> [String; 9] {
+fn row(report: &NodeReport) -> [String; 11] {
     fn or_dash(value: Option<impl ToString>) -> String {
         value.map_or("-".into(), |v| v.to_string())
     }
@@ -131,21 +143,11 @@ fn row(report: &NodeReport) -> [String; 9] {
         or_dash(report.term),
         or_dash(report.last_log),
         or_dash(report.applied),
+        or_dash(report.lag),
+        or_dash(report.incarnation),
         or_dash(hash),
         or_dash(report.mount.as_ref().map(|path| path.display())),
     ]
-}
-
-/// 0 for a column in which nothing is known.
-fn width(rows: &[[String; 9]], column: usize) -> usize {
-    let known = rows[1..].iter().any(|row| row[column] != "-");
-    if known { rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0) } else { 0 }
-}
-
-fn line(row: &[String], widths: &[usize]) -> String {
-    let cells = row.iter().zip(widths).filter(|(_, width)| **width > 0);
-    let text: Vec<String> = cells.map(|(cell, &width)| format!("{cell:width$}")).collect();
-    text.join("  ").trim_end().to_string()
 }
 
 /// `keelfs status`. Having no leader is an answer, not a failure.
@@ -189,7 +191,9 @@ mod tests {
             address,
             pid: 42,
             version,
-            incarnation: 1,
+            incarnation: 6,
+            run: 1,
+            holds: 8,
             mounts: vec![],
             cs733: None,
             replica,
@@ -207,10 +211,10 @@ mod tests {
     #[test]
     fn a_table_leaves_out_what_nobody_knows() {
         let down = NodeReport::of(2, "127.0.0.1:7702".parse().unwrap(), Err("refused".into()));
-        let shown = table(&[report(1, "Leader", 3), down]);
+        let shown = table(&with_lags(vec![report(1, "Leader", 3), down]));
         let lines: Vec<_> = shown.lines().collect();
-        assert_eq!(lines[0], "NODE  ADDRESS         PID  ROLE    TERM  LAST LOG  APPLIED  STATE HASH");
-        assert_eq!(lines[1], "1     127.0.0.1:7701  42   leader  3     9         8        abababababab");
-        assert_eq!(lines[2], "2     127.0.0.1:7702  -    down    -     -         -        -");
+        assert_eq!(lines[0], "NODE  ADDRESS         PID  ROLE    TERM  LAST LOG  APPLIED  LAG  START  STATE HASH");
+        assert_eq!(lines[1], "1     127.0.0.1:7701  42   leader  3     9         8        0    6      abababababab");
+        assert_eq!(lines[2], "2     127.0.0.1:7702  -    down    -     -         -        -    -      -");
     }
 }

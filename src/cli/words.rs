@@ -57,7 +57,8 @@ impl FromStr for NodeList {
     }
 }
 
-fn resolve(address: &str) -> Result<SocketAddr, String> {
+/// `HOST[:PORT]`
+pub fn resolve(address: &str) -> Result<SocketAddr, String> {
     let found = address.to_socket_addrs().or_else(|why| (address, DEFAULT_PORT).to_socket_addrs().map_err(|_| why));
     let mut found: Vec<_> = found.map_err(|why| format!("{address:?} is not HOST:PORT: {why}"))?.collect();
     // IPv4 first: a node listens on one address, and localhost names two.

@@ -33,7 +33,7 @@ impl State {
         }
     }
 
-    /// An entry that holds no command (blank, membership): only the applied index and the hash move.
+    /// An entry that holds no command: only the applied index and the hash move.
     pub fn skip(&mut self, index: LogIndex) {
         self.applied = self.applied.max(index);
     }
@@ -55,6 +55,7 @@ impl State {
             Command::EndSession { session, last_seen } => self.end_silent_session(cause, *session, *last_seen),
             Command::Expire { ino, deadline } => self.expire(cause, *ino, *deadline),
             Command::Tick => Ok(Reply::Done),
+            Command::Node(command) => self.node(cause, command),
             _ => Err(Refusal::SessionEnded),
         }
     }
@@ -82,9 +83,11 @@ impl State {
         }
         match command {
             // only without a session
-            Command::OpenSession { .. } | Command::EndSession { .. } | Command::Expire { .. } | Command::Tick => {
-                Err(Refusal::Invalid)
-            }
+            Command::OpenSession { .. }
+            | Command::EndSession { .. }
+            | Command::Expire { .. }
+            | Command::Tick
+            | Command::Node(_) => Err(Refusal::Invalid),
             Command::KeepAlive { closed } => self.keep_alive(cause, closed),
             Command::CloseSession => self.close_session(cause),
             Command::Make { parent, name, node, mode, umask } => self.make(cause, *parent, name, node, (*mode, *umask)),

@@ -11,7 +11,7 @@ use crate::limits::{FILE_BYTES_MAX, SESSION_OUTSTANDING_MAX, XATTRS_BYTES_MAX};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl State {
-    /// Test every invariant: I1 to I14 and I16 of [`State`], L1 to L8 of its locks. O(n).
+    /// Test every invariant: I1 to I14, I16 and I17 of [`State`], L1 to L8 of its locks. O(n).
     pub fn check(&self) -> Result<(), Broken> {
         self.check_sums()?;
         self.check_derived()?;
@@ -28,6 +28,7 @@ impl State {
         self.check_tree()?;
         self.check_strays()?;
         self.check_sessions()?;
+        self.check_nodes()?;
         self.check_locks()
     }
 
@@ -41,6 +42,7 @@ impl State {
             ("replies", self.replies.is_sound()),
             ("orphans", self.orphans.is_sound()),
             ("holds", self.holds.is_sound()),
+            ("nodes", self.nodes.is_sound()),
         ];
         sums.iter().try_for_each(|(map, sound)| hold("I11", *sound, || format!("the sum of {map} is not theirs")))
     }
@@ -196,6 +198,11 @@ impl State {
         }
         let stray = self.replies.iter().find(|((id, _), _)| !self.session_exists(*id));
         hold("I8", stray.is_none(), || format!("a reply without its session: {stray:?}"))
+    }
+
+    fn check_nodes(&self) -> Result<(), Broken> {
+        let stray = self.nodes.iter().find(|(node, _)| **node >= self.next_node);
+        hold("I17", stray.is_none(), || format!("the next node is {}, yet there is {stray:?}", self.next_node))
     }
 
     fn check_locks(&self) -> Result<(), Broken> {

@@ -4,6 +4,7 @@
 //! mean another inode by the time of apply, the answer is [`Refusal::Raced`](super::Refusal::Raced) and nothing changes.
 //! The bulk bytes of a command (its *body*) travel beside it; the command holds only their length.
 
+use super::nodes::{NodeHolds, NodeStart};
 use super::types::*;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// `SessionId(0)` only for [`Command::OpenSession`] and for what a leader proposes by itself
-    /// ([`Command::Expire`], [`Command::EndSession`], [`Command::Tick`]).
+    /// ([`Command::Expire`], [`Command::EndSession`], [`Command::Tick`], [`Command::Node`]).
     pub session: SessionId,
     pub sequence: Sequence,
     /// Every sequence number below this has been answered or given up by the client: apply forgets their replies, and
@@ -189,6 +190,21 @@ pub enum Command {
         ino: Ino,
         owner: LockOwner,
     },
+
+    // --- the cluster's own
+    /// About the nodes themselves; only outside sessions, and never from a client.
+    Node(NodeCommand),
+}
+
+/// What the cluster notes about its nodes (see `nodes`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeCommand {
+    /// Proposed by a leader: give out the next node number. The reply is `Node`.
+    Allocate,
+    /// Proposed by the node: this start of it is running.
+    Start { node: u64, start: NodeStart },
+    /// Proposed by a leader: how far the logs of nodes reach durably, as they said themselves.
+    Holds(Vec<NodeHolds>),
 }
 
 /// A name in a directory.

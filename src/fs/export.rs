@@ -1,7 +1,7 @@
 //! The whole state as a sequence of bounded pieces, and back.
 //!
 //! ```text
-//! Header, Inodes*, Dentries*, Extents*, Xattrs*, Sessions*, Replies*, Orphans*, Holds*, Locks*, End
+//! Header, Inodes*, Dentries*, Extents*, Xattrs*, Sessions*, Replies*, Orphans*, Holds*, Nodes*, Locks*, End
 //! ```
 //!
 //! Each kind in the order of its keys, each piece far below 1 MiB encoded, produced as it is asked for. Derived indexes
@@ -14,6 +14,7 @@ use super::contents::Extent;
 use super::derived::Derived;
 use super::inode::Inode;
 use super::locks::InodeLocks;
+use super::nodes::NodeRecord;
 use super::sessions::Session;
 use super::state::Dentry;
 use super::*;
@@ -23,7 +24,7 @@ use std::iter::{Peekable, once};
 use std::sync::Arc;
 
 /// Of the meaning of the items. Raised with every change of it.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// What a piece may weigh, by an upper estimate of its encoded bytes. One item always fits.
 const ITEM_BYTES: usize = 512 << 10;
 /// Upper estimate of the encoded bytes of an inode, an entry's key or an extent, without their names and values.
@@ -41,6 +42,7 @@ pub enum Item {
     Replies(Vec<(SessionId, Sequence, Outcome)>),
     Orphans(Vec<(Ino, u32)>),
     Holds(Vec<(SessionId, Ino)>),
+    Nodes(Vec<(u64, NodeRecord)>),
     Locks(Vec<(Ino, InodeLocks)>),
     End,
 }
@@ -52,6 +54,7 @@ pub struct Header {
     cluster: ClusterTime,
     wall: Timestamp,
     next_ino: u64,
+    next_node: u64,
     hash: u128,
 }
 
@@ -66,6 +69,7 @@ impl State {
         let replies = self.replies.iter().map(|((id, sequence), outcome)| (*id, *sequence, outcome.clone()));
         let orphans = self.orphans.iter().map(|(ino, holders)| (*ino, *holders));
         let holds = self.holds.iter().map(|(key, ())| *key);
+        let nodes = self.nodes.iter().map(|(node, record)| (*node, record.clone()));
         let locks = self.locks.export().map(|(ino, locks)| (ino, locks.clone()));
         once(Item::Header(self.header()))
             .chain(batches(inodes, |(_, inode)| inode.size_of_target()).map(Item::Inodes))
@@ -76,6 +80,7 @@ impl State {
             .chain(batches(replies, |_| 0).map(Item::Replies))
             .chain(batches(orphans, |_| 0).map(Item::Orphans))
             .chain(batches(holds, |_| 0).map(Item::Holds))
+            .chain(batches(nodes, |_| 0).map(Item::Nodes))
             .chain(batches(locks, |(_, locks)| locks_bytes(locks)).map(Item::Locks))
             .chain(once(Item::End))
     }
@@ -87,6 +92,7 @@ impl State {
             cluster: self.cluster,
             wall: self.wall,
             next_ino: self.next_ino,
+            next_node: self.next_node,
             hash: self.hash(),
         }
     }
@@ -158,6 +164,7 @@ impl Importer {
         self.state.cluster = header.cluster;
         self.state.wall = header.wall;
         self.state.next_ino = header.next_ino;
+        self.state.next_node = header.next_node;
         Ok(())
     }
 
@@ -192,6 +199,7 @@ impl State {
             Item::Replies(items) => self.replies.fill(items.into_iter().map(|(id, seq, outcome)| ((id, seq), outcome))),
             Item::Orphans(items) => self.orphans.fill(items.into_iter()),
             Item::Holds(items) => self.holds.fill(items.into_iter().map(|key| (key, ()))),
+            Item::Nodes(items) => self.nodes.fill(items.into_iter()),
             Item::Locks(items) => {
                 for (ino, locks) in items {
                     self.locks.import(ino, locks)?;

@@ -12,6 +12,7 @@
 //! | `names`, `rename`, `orphans` | directories; what becomes of an inode whose last name has gone |
 //! | `contents`, `ranges`, `cas` | extents; allocation and sharing of ranges; whole-file replacement by version |
 //! | `attributes`, `xattrs`, `acl`, `expiry` | what is written on an inode |
+//! | `nodes` | the nodes of the cluster: their numbers, their starts |
 //! | `locks`, `locking` | one inode's locks; their place in the state |
 //! | `answers`, `virtuals`, `words` | queries; attributes that are computed; the grammar of their values |
 //! | `export`, `check` | the state as bounded pieces, and back; the invariants, executed |
@@ -45,6 +46,7 @@ mod inode;
 mod locking;
 mod locks;
 mod names;
+mod nodes;
 mod orphans;
 mod query;
 mod ranges;
@@ -63,6 +65,7 @@ mod xattrs;
 
 pub use command::*;
 pub use export::{Importer, Item};
+pub use nodes::{NodeHolds, NodeStart, Unfit};
 pub use query::*;
 pub use reply::*;
 pub use state::{Broken, State};

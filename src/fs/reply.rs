@@ -21,6 +21,8 @@ pub enum Reply {
         generation: u64,
     },
     Waiting,
+    /// The number of a node that has never been.
+    Node(u64),
 }
 
 /// A command or a query was understood and refused; nothing changed.

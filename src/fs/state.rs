@@ -13,6 +13,7 @@ use super::contents::Extent;
 use super::derived::Derived;
 use super::inode::{Inode, Node};
 use super::locks::Locks;
+use super::nodes::NodeRecord;
 use super::sessions::Session;
 use super::summed::Summed;
 use super::*;
@@ -40,12 +41,14 @@ use std::sync::Arc;
 /// I15 What an exported state must be (see `export`).
 /// I16 A stored access control list is valid and in canonical form; an access list says more than a mode, and agrees with
 ///     its inode's; a default list belongs to a directory.
+/// I17 Every node's number is below `next_node`, which only rises.
 #[derive(Clone)]
 pub struct State {
     pub(super) applied: LogIndex,
     pub(super) cluster: ClusterTime,
     pub(super) wall: Timestamp,
     pub(super) next_ino: u64,
+    pub(super) next_node: u64,
     pub(super) inodes: Summed<Ino, Arc<Inode>>,
     pub(super) dentries: Summed<(Ino, Name), Dentry>,
     pub(super) extents: Summed<(Ino, u64), Extent>,
@@ -55,6 +58,7 @@ pub struct State {
     /// How many sessions may still hold each inode without a name open.
     pub(super) orphans: Summed<Ino, u32>,
     pub(super) holds: Summed<(SessionId, Ino), ()>,
+    pub(super) nodes: Summed<u64, NodeRecord>,
     pub(super) locks: Locks,
     pub(super) derived: Derived,
 }
@@ -95,6 +99,7 @@ impl State {
     pub fn new() -> State {
         let mut state = State::bare();
         state.next_ino = Ino::ROOT.0.saturating_add(1);
+        state.next_node = 1;
         state.put_inode(Ino::ROOT, root());
         state
     }
@@ -106,6 +111,7 @@ impl State {
             cluster: ClusterTime(0),
             wall: Timestamp::default(),
             next_ino: 0,
+            next_node: 0,
             inodes: Summed::default(),
             dentries: Summed::default(),
             extents: Summed::default(),
@@ -114,6 +120,7 @@ impl State {
             replies: Summed::default(),
             orphans: Summed::default(),
             holds: Summed::default(),
+            nodes: Summed::default(),
             locks: Locks::default(),
             derived: Derived::default(),
         }
@@ -137,7 +144,7 @@ impl State {
     /// 128-bit hash of the whole state, kept incrementally: equal on all replicas at equal `applied`.
     pub fn hash(&self) -> u128 {
         hash_of(&(
-            (self.applied, self.cluster, self.wall, self.next_ino),
+            (self.applied, self.cluster, self.wall, self.next_ino, self.next_node),
             [
                 self.inodes.digest(),
                 self.dentries.digest(),
@@ -147,6 +154,7 @@ impl State {
                 self.replies.digest(),
                 self.orphans.digest(),
                 self.holds.digest(),
+                self.nodes.digest(),
             ],
             self.locks.hash(),
         ))

@@ -16,11 +16,14 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// Version of the frame layout and of all messages in it.
-pub(super) const PROTOCOL: u8 = 1;
+pub(super) const PROTOCOL: u8 = 2;
 /// The first frame of a link, in both directions.
 pub(super) const KIND_HELLO: u8 = 255;
 /// An answer that says why a message was not handled, as text.
 pub(super) const KIND_REFUSED: u8 = 254;
+
+/// An answer, to a hello or later, that says why its sender may never take part (an `Expulsion`).
+pub(super) const KIND_EXPELLED: u8 = 253;
 
 const MAGIC: [u8; 2] = *b"kf";
 const PRELUDE_BYTES: usize = 32;

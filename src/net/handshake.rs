@@ -1,12 +1,10 @@
 //! The handshake: before any message, both ends say who they are and agree to talk.
 
-use super::frame::{self, Direction, Frame, KIND_HELLO, KIND_REFUSED};
-use super::{Identity, Message, NodeId, Purpose};
+use super::frame::{self, Direction, Frame, KIND_EXPELLED, KIND_HELLO, KIND_REFUSED};
+use super::{Handler, Identity, Judge, Message, NodeId, Purpose, Start};
 use crate::codec;
 use bytes::Bytes;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind, Result};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -20,7 +18,7 @@ pub(super) const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 pub(super) struct Hello {
     pub cluster: Uuid,
     pub node: Option<NodeId>,
-    pub incarnation: u64,
+    pub start: Start,
     pub purpose: Purpose,
     /// The node that the caller means to reach.
     pub expected: Option<NodeId>,
@@ -31,27 +29,79 @@ pub(super) struct Hello {
 pub(super) struct Welcome {
     pub cluster: Uuid,
     pub node: Option<NodeId>,
-    pub incarnation: u64,
+    pub start: Start,
 }
 
-/// The highest incarnation that each peer has shown: one below it is an old copy of its data directory.
-pub(super) type Incarnations = Mutex<BTreeMap<NodeId, u64>>;
+/// Why a start of a node may never take part in the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expulsion {
+    /// It was removed from the membership; otherwise it is not what it was.
+    pub removed: bool,
+    pub why: String,
+}
 
-/// The caller's half.
-pub(super) async fn call(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), hello: &Hello) -> Result<Welcome> {
+impl Expulsion {
+    /// The answer that tells it.
+    pub(super) fn message(&self) -> Message {
+        match codec::encode("expulsion", self) {
+            Ok(bytes) => Message { kind: KIND_EXPELLED, header: bytes.into(), body: Bytes::new() },
+            Err(e) => Message::refused(e.to_string()),
+        }
+    }
+}
+
+/// What a caller may not do: now, or ever.
+enum Verdict {
+    Refused(String),
+    Expelled(Expulsion),
+}
+
+/// The caller's half. `judge`: between nodes.
+pub(super) async fn call(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    hello: &Hello,
+    judge: Option<&dyn Judge>,
+) -> Result<Welcome> {
     send(stream, Direction::Request, KIND_HELLO, &codec::encode("hello", hello).map_err(Error::other)?).await?;
     let answer = frame::read_frame(stream).await?.message;
     match answer.kind {
         KIND_HELLO => {}
         KIND_REFUSED => return Err(refused(String::from_utf8_lossy(&answer.header).into_owned())),
+        KIND_EXPELLED => return Err(expelled(&answer.header, judge)),
         other => return Err(refused(format!("answered with a message of kind {other}"))),
     }
     let welcome: Welcome = codec::decode("welcome", &answer.header).map_err(|e| refused(e.to_string()))?;
     let wrong_cluster = !hello.cluster.is_nil() && welcome.cluster != hello.cluster;
     match (wrong_cluster, hello.expected) {
         (true, _) => Err(refused(format!("it is of cluster {}, not {}", welcome.cluster, hello.cluster))),
-        (_, Some(id)) if welcome.node != Some(id) => Err(refused(format!("it is node {:?}, not {id}", welcome.node))),
+        (_, Some(id)) if welcome.node != Some(id) => {
+            Err(refused(format!("it is {}, not node {id}", named(welcome.node))))
+        }
+        _ => admitted(welcome, judge),
+    }
+}
+
+/// The called node must be fit as well: a candidate must not count the vote of one that has forgotten what it said.
+fn admitted(welcome: Welcome, judge: Option<&dyn Judge>) -> Result<Welcome> {
+    match (welcome.node, judge) {
+        (Some(node), Some(judge)) => {
+            judge.admit(node, &welcome.start).map_err(|expulsion| refused(expulsion.why))?;
+            Ok(welcome)
+        }
         _ => Ok(welcome),
+    }
+}
+
+/// Pass on what was said of us.
+pub(super) fn expelled(header: &[u8], judge: Option<&dyn Judge>) -> Error {
+    match codec::decode::<Expulsion>("expulsion", header) {
+        Ok(expulsion) => {
+            if let Some(judge) = judge {
+                judge.expelled(expulsion.clone());
+            }
+            refused(expulsion.why)
+        }
+        Err(e) => refused(e.to_string()),
     }
 }
 
@@ -59,53 +109,56 @@ pub(super) async fn call(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), hel
 pub(super) async fn answer(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     own: &Identity,
-    seen: &Incarnations,
+    handler: &impl Handler,
 ) -> Result<Hello> {
     let first = frame::read_frame(stream).await?.message;
     let verdict = match first.kind {
-        KIND_HELLO => codec::decode::<Hello>("hello", &first.header).map_err(|e| e.to_string()),
-        other => Err(format!("the first message must be a hello, not kind {other}")),
+        KIND_HELLO => codec::decode::<Hello>("hello", &first.header).map_err(|e| Verdict::Refused(e.to_string())),
+        other => Err(Verdict::Refused(format!("the first message must be a hello, not kind {other}"))),
     }
-    .and_then(|hello| judge(own, &hello, seen).map(|()| hello));
+    .and_then(|hello| judge(own, &hello, handler).map(|()| hello));
     match verdict {
         Ok(hello) => {
-            let welcome = Welcome { cluster: own.cluster, node: own.node, incarnation: own.incarnation };
+            let welcome = Welcome { cluster: own.cluster, node: own.node, start: own.start };
             let bytes = codec::encode("welcome", &welcome).map_err(Error::other)?;
             send(stream, Direction::Answer, KIND_HELLO, &bytes).await?;
             Ok(hello)
         }
-        Err(why) => {
+        Err(Verdict::Refused(why)) => {
             send(stream, Direction::Answer, KIND_REFUSED, why.as_bytes()).await?;
             Err(refused(why))
+        }
+        Err(Verdict::Expelled(expulsion)) => {
+            send(stream, Direction::Answer, KIND_EXPELLED, &expulsion.message().header).await?;
+            Err(refused(expulsion.why))
         }
     }
 }
 
-fn judge(own: &Identity, hello: &Hello, seen: &Incarnations) -> std::result::Result<(), String> {
+fn judge(own: &Identity, hello: &Hello, handler: &impl Handler) -> std::result::Result<(), Verdict> {
+    let refused = |why: String| Err(Verdict::Refused(why));
     let cluster_unknown = hello.cluster.is_nil() && hello.node.is_none();
     if hello.cluster != own.cluster && !cluster_unknown {
-        return Err(format!("cluster id mismatch: this is {}, the caller is of {}", own.cluster, hello.cluster));
+        return refused(format!("cluster id mismatch: this is {}, the caller is of {}", own.cluster, hello.cluster));
     }
     if hello.expected.is_some() && hello.expected != own.node {
-        return Err(format!("this is node {:?}, the caller looks for {:?}", own.node, hello.expected));
+        return refused(format!("this is {}, the caller looks for {}", named(own.node), named(hello.expected)));
     }
     let Some(node) = hello.node else {
-        return if hello.purpose == Purpose::Client { Ok(()) } else { Err("clients may only call as clients".into()) };
+        return if hello.purpose == Purpose::Client {
+            Ok(())
+        } else {
+            refused("clients may only call as clients".into())
+        };
     };
     if hello.node == own.node {
-        return Err(format!("the caller claims to be node {node}, which is this node"));
+        return refused(format!("the caller claims to be node {node}, which is this node"));
     }
-    let mut seen = seen.lock();
-    let highest = seen.entry(node).or_insert(hello.incarnation);
-    if hello.incarnation < *highest {
-        return Err(format!(
-            "node {node} is in its start number {}, but it has been seen in number {highest}: its data directory is an old copy; \
-             replace the node",
-            hello.incarnation
-        ));
-    }
-    *highest = hello.incarnation;
-    Ok(())
+    handler.admit(node, &hello.start).map_err(Verdict::Expelled)
+}
+
+fn named(node: Option<NodeId>) -> String {
+    node.map_or("no node".into(), |node| format!("node {node}"))
 }
 
 async fn send(stream: &mut (impl AsyncWrite + Unpin), direction: Direction, kind: u8, header: &[u8]) -> Result<()> {

@@ -3,9 +3,9 @@
 //! It connects when first used and again after it broke. Calls are written in the order in which they were started; their
 //! answers are matched by call number.
 
-use super::frame::{self, Direction, Frame, KIND_REFUSED, Outgoing};
+use super::frame::{self, Direction, Frame, KIND_EXPELLED, KIND_REFUSED, Outgoing};
 use super::handshake::{self, Hello};
-use super::{Identity, Message, NetError, NodeId, Purpose};
+use super::{Identity, Judge, Message, NetError, NodeId, Purpose};
 use crate::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES_MAX};
 use bytes::{Buf, BytesMut};
 use parking_lot::Mutex;
@@ -45,6 +45,7 @@ struct Inner {
     address: SocketAddr,
     expected: Option<NodeId>,
     purpose: Purpose,
+    judge: Option<Arc<dyn Judge>>,
     /// A fair lock: whoever starts a call first is written first.
     connection: tokio::sync::Mutex<Option<Connection>>,
     in_flight: Arc<Semaphore>,
@@ -64,8 +65,23 @@ struct Pending {
 impl Link {
     /// `expected`: the node that must answer there (`None`: any node of the cluster).
     pub fn new(own: Identity, address: SocketAddr, expected: Option<NodeId>, purpose: Purpose) -> Link {
-        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX));
-        Link { inner: Arc::new(Inner { own, address, expected, purpose, connection: Default::default(), in_flight }) }
+        Link::judged(own, address, expected, purpose, None)
+    }
+
+    /// From node to node: the judge must admit the one that answers, and hears of it if we are not admitted there.
+    pub fn to_peer(own: Identity, address: SocketAddr, node: NodeId, purpose: Purpose, judge: Arc<dyn Judge>) -> Link {
+        Link::judged(own, address, Some(node), purpose, Some(judge))
+    }
+
+    fn judged(
+        own: Identity,
+        address: SocketAddr,
+        expected: Option<NodeId>,
+        purpose: Purpose,
+        judge: Option<Arc<dyn Judge>>,
+    ) -> Link {
+        let (connection, in_flight) = (Default::default(), Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)));
+        Link { inner: Arc::new(Inner { own, address, expected, purpose, judge, connection, in_flight }) }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -113,7 +129,8 @@ impl Inner {
         let call = live.next_call;
         live.next_call += 1;
         let answer = live.pending.expect(call).map_err(broken)?;
-        let waiting = Waiting { call, answer, pending: live.pending.clone(), _permit: permit };
+        let (pending, judge) = (live.pending.clone(), self.judge.clone());
+        let waiting = Waiting { call, answer, pending, judge, _permit: permit };
         let frame = Frame { direction: Direction::Request, call, message };
         // Its room is kept until the answer is there, by `waiting`.
         let outgoing = Outgoing { frame, room: Vec::new() };
@@ -130,14 +147,14 @@ impl Inner {
         let hello = Hello {
             cluster: self.own.cluster,
             node: self.own.node,
-            incarnation: self.own.incarnation,
+            start: self.own.start,
             purpose: self.purpose,
             expected: self.expected,
         };
         let attempt = async {
             let mut stream = TcpStream::connect(address).await?;
             prepare(&stream)?;
-            handshake::call(&mut stream, &hello).await?;
+            handshake::call(&mut stream, &hello, self.judge.as_deref()).await?;
             Ok(stream)
         };
         let stream = match tokio::time::timeout(CONNECT_TIME, attempt).await {
@@ -258,6 +275,7 @@ struct Waiting {
     call: u64,
     answer: oneshot::Receiver<Message>,
     pending: Arc<Pending>,
+    judge: Option<Arc<dyn Judge>>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -268,6 +286,10 @@ impl Waiting {
             Ok(Err(_)) => Err(NetError::Broken { address, why: self.pending.why() }),
             Ok(Ok(message)) if message.kind == KIND_REFUSED => {
                 Err(NetError::Refused { address, why: String::from_utf8_lossy(&message.header).into_owned() })
+            }
+            Ok(Ok(message)) if message.kind == KIND_EXPELLED => {
+                let why = handshake::expelled(&message.header, self.judge.as_deref()).to_string();
+                Err(NetError::Refused { address, why })
             }
             Ok(Ok(message)) => Ok(message),
         }

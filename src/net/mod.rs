@@ -8,7 +8,8 @@
 //! about it is the caller's to know.
 //!
 //! Decisions: lengths are checked against limits before anything is allocated; a frame that has begun must end in time;
-//! bytes in flight are bounded per link and, for clients, per process; every call has a deadline. A caller that does not
+//! bytes in flight are bounded per link and, for clients, per process; every call has a deadline. Whether a node may take
+//! part is not known here: a [`Judge`] is asked. A caller that does not
 //! know the cluster yet (the CLI) may shake hands as a client without naming it; a node never may.
 
 mod frame;
@@ -16,6 +17,7 @@ mod handshake;
 mod link;
 mod server;
 
+pub use handshake::Expulsion;
 pub use link::Link;
 pub use server::{Handler, Server};
 
@@ -31,8 +33,30 @@ pub struct Identity {
     pub cluster: uuid::Uuid,
     /// `None`: a client (a mount without a replica, the CLI).
     pub node: Option<NodeId>,
+    /// Of a client nothing but zeros.
+    pub start: Start,
+}
+
+/// Which start of which data directory a node's process is: what an emptied disk or an old copy cannot say right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Start {
+    /// Drawn at random when the data directory was made.
+    pub instance: uuid::Uuid,
     /// Number of this process start, kept on disk: rises with each.
     pub incarnation: u64,
+    /// Drawn at random for this start alone.
+    pub run: u64,
+    /// Index of the last entry of the log at this start.
+    pub log_end: u64,
+}
+
+/// Knows which starts of nodes may take part. Both ends of a handshake between nodes ask their own.
+pub trait Judge: Send + Sync + 'static {
+    /// May this start of this node take part? `Err`: never, and why.
+    fn admit(&self, node: NodeId, start: &Start) -> Result<(), Expulsion>;
+
+    /// A peer's judge has said so of this process.
+    fn expelled(&self, expulsion: Expulsion);
 }
 
 /// A message in either direction: a kind, a bounded header, and raw bytes.
@@ -69,7 +93,7 @@ pub struct Caller {
     pub address: SocketAddr,
     /// `None`: a client.
     pub node: Option<NodeId>,
-    pub incarnation: u64,
+    pub start: Start,
     pub purpose: Purpose,
 }
 

@@ -1,11 +1,12 @@
 //! The accepting end: who may call, how much at once, and the way from frame to handler and back.
 
 use super::frame::{self, Direction, Frame, Outgoing};
-use super::handshake::{self, HANDSHAKE_TIME, Hello, Incarnations};
+use super::handshake::{self, HANDSHAKE_TIME, Hello};
 use super::link::{prepare, write_frames};
-use super::{Caller, Identity, Message};
+use super::{Caller, Expulsion, Identity, Message, NodeId, Start};
 use crate::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES_MAX};
 use futures_util::FutureExt;
+use futures_util::future::{Either, ready};
 use std::io::Result;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,13 +41,17 @@ const _: () = assert!(ANSWER_BYTES_MAX >= FRAME_HEADER_BYTES_MAX + FRAME_BODY_BY
 pub trait Handler: Send + Sync + 'static {
     /// Called in the order of arrival on a link; the futures run concurrently, each in a task of its own.
     fn handle(&self, from: &Caller, message: Message) -> impl Future<Output = Message> + Send + 'static;
+
+    /// May this start of a node call here? `Err`: never, and why. (See [`Judge`](super::Judge).)
+    fn admit(&self, _node: NodeId, _start: &Start) -> std::result::Result<(), Expulsion> {
+        Ok(())
+    }
 }
 
 /// Accepts links until it is stopped.
 pub struct Server<H> {
     own: Identity,
     handler: Arc<H>,
-    seen: Incarnations,
     clients: Arc<Semaphore>,
     client_bytes: Arc<Semaphore>,
     client_answer_bytes: Arc<Semaphore>,
@@ -60,7 +65,6 @@ impl<H: Handler> Server<H> {
         let server = Arc::new(Server {
             own,
             handler,
-            seen: Incarnations::default(),
             clients: Arc::new(Semaphore::new(CLIENTS_MAX)),
             client_bytes: Arc::new(Semaphore::new(CLIENT_BYTES_MAX)),
             client_answer_bytes: Arc::new(Semaphore::new(CLIENT_ANSWER_BYTES_MAX)),
@@ -97,7 +101,7 @@ impl<H: Handler> Server<H> {
         if prepare(&stream).is_err() {
             return;
         }
-        match timeout(HANDSHAKE_TIME, handshake::answer(&mut stream, &self.own, &self.seen)).await {
+        match timeout(HANDSHAKE_TIME, handshake::answer(&mut stream, &self.own, &*self.handler)).await {
             Ok(Ok(hello)) => {
                 drop(stranger);
                 self.serve(stream, address, hello).await;
@@ -108,8 +112,8 @@ impl<H: Handler> Server<H> {
     }
 
     async fn serve(self: Arc<Self>, stream: TcpStream, address: SocketAddr, hello: Hello) {
-        let Hello { node, incarnation, purpose, .. } = hello;
-        let caller = Caller { address, node, incarnation, purpose };
+        let Hello { node, start, purpose, .. } = hello;
+        let caller = Caller { address, node, start, purpose };
         let gone = CancellationToken::new();
         let _gone = gone.clone().drop_guard();
         let (bytes, _client) = match node {
@@ -156,7 +160,11 @@ impl<H: Handler> Server<H> {
             // Before the bytes are taken in, there must be room for them.
             let (call_permit, bytes_permit) = acquire(&calls, &bytes, prelude.bytes()).await?;
             let frame = prelude.read_rest(&mut read).await?;
-            let answer = self.handler.handle(caller, frame.message);
+            // A node may have become unfit since it shook hands.
+            let answer = match caller.node.map_or(Ok(()), |node| self.handler.admit(node, &caller.start)) {
+                Ok(()) => Either::Left(self.handler.handle(caller, frame.message)),
+                Err(expulsion) => Either::Right(ready(expulsion.message())),
+            };
             let (call, answers, answer_room) = (frame.call, answers.clone(), answer_room.clone());
             let handled = async move {
                 let message = answer.await;

@@ -25,7 +25,7 @@ impl Handler for Echo {
 }
 
 fn identity(node: Option<NodeId>, incarnation: u64) -> Identity {
-    Identity { cluster: uuid::Uuid::from_u128(7), node, incarnation }
+    Identity { cluster: uuid::Uuid::from_u128(7), node, start: Start { incarnation, ..Start::default() } }
 }
 
 fn message(kind: u8, header: &[u8], body: impl Into<Bytes>) -> Message {
@@ -85,13 +85,13 @@ async fn a_link_connects_again_after_its_server_came_back() {
 }
 
 #[tokio::test]
-async fn strangers_impostors_and_old_copies_are_refused_at_the_handshake() {
+async fn strangers_and_impostors_are_refused_at_the_handshake() {
     let (address, _server) = server().await;
     let try_as = async |own: Identity, expected, purpose| {
         Link::new(own, address, expected, purpose).call(message(1, b"", ""), soon()).await
     };
-    let other_cluster = Identity { cluster: uuid::Uuid::from_u128(8), node: Some(2), incarnation: 1 };
-    let newcomer = Identity { cluster: uuid::Uuid::nil(), node: None, incarnation: 0 };
+    let other_cluster = Identity { cluster: uuid::Uuid::from_u128(8), ..identity(Some(2), 1) };
+    let newcomer = Identity { cluster: uuid::Uuid::nil(), ..identity(None, 0) };
     let refused = [
         (try_as(other_cluster, None, Purpose::Append).await, "cluster id mismatch"),
         (try_as(identity(Some(2), 1), Some(3), Purpose::Append).await, "looks for"),
@@ -104,8 +104,72 @@ async fn strangers_impostors_and_old_copies_are_refused_at_the_handshake() {
     }
     try_as(newcomer, None, Purpose::Client).await.unwrap();
     try_as(identity(Some(2), 5), Some(1), Purpose::Append).await.unwrap();
-    let reverted = try_as(identity(Some(2), 4), Some(1), Purpose::Append).await.unwrap_err();
-    assert!(reverted.to_string().contains("old copy"), "{reverted}");
+}
+
+/// Admits no incarnation above 9, and none at all once it is `closed`; remembers what was said of this process.
+#[derive(Default)]
+struct Strict {
+    closed: std::sync::atomic::AtomicBool,
+    said: parking_lot::Mutex<Option<Expulsion>>,
+}
+
+fn strictly(node: NodeId, start: &Start) -> Result<(), Expulsion> {
+    let expulsion = || Expulsion { removed: node == 3, why: format!("node {node} is unfit") };
+    if start.incarnation > 9 { Err(expulsion()) } else { Ok(()) }
+}
+
+impl Judge for Strict {
+    fn admit(&self, node: NodeId, start: &Start) -> Result<(), Expulsion> {
+        strictly(node, start)
+    }
+    fn expelled(&self, expulsion: Expulsion) {
+        *self.said.lock() = Some(expulsion);
+    }
+}
+
+impl Handler for Strict {
+    fn handle(&self, _: &Caller, message: Message) -> impl Future<Output = Message> + Send + 'static {
+        std::future::ready(message)
+    }
+    fn admit(&self, node: NodeId, start: &Start) -> Result<(), Expulsion> {
+        let incarnation = if self.closed.load(std::sync::atomic::Ordering::Relaxed) { 10 } else { start.incarnation };
+        strictly(node, &Start { incarnation, ..*start })
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_becomes_unfit_is_told_so_on_the_connection_that_it_has() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, stop, server) =
+        (listener.local_addr().unwrap(), CancellationToken::new(), Arc::new(Strict::default()));
+    let _stop = stop.clone().drop_guard();
+    tokio::spawn(Server::run(listener, identity(Some(1), 1), server.clone(), stop));
+    let judge = Arc::new(Strict::default());
+    let link = Link::to_peer(identity(Some(3), 1), address, 1, Purpose::Pulse, judge.clone());
+    link.call(message(1, b"", ""), soon()).await.unwrap();
+    server.closed.store(true, std::sync::atomic::Ordering::Relaxed);
+    let told = link.call(message(1, b"", ""), soon()).await.unwrap_err();
+    assert!(told.to_string().contains("node 3 is unfit"), "{told}");
+    assert!(judge.said.lock().is_some());
+}
+
+#[tokio::test]
+async fn an_unfit_node_is_refused_by_who_it_calls_and_by_who_calls_it_and_is_told_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let _stop = stop.clone().drop_guard();
+    tokio::spawn(Server::run(listener, identity(Some(1), 10), Arc::new(Strict::default()), stop));
+    let call = async |incarnation, node, judge: &Arc<Strict>| {
+        let own = identity(Some(node), incarnation);
+        Link::to_peer(own, address, 1, Purpose::Append, judge.clone()).call(message(1, b"", ""), soon()).await
+    };
+    let judge = Arc::new(Strict::default());
+    let called = call(1, 2, &judge).await.unwrap_err();
+    assert!(matches!(called, NetError::Handshake { .. }) && called.to_string().contains("node 1 is unfit"), "{called}");
+    assert_eq!(*judge.said.lock(), None, "the other is unfit, not we");
+    let calls = call(10, 3, &judge).await.unwrap_err();
+    assert!(calls.to_string().contains("node 3 is unfit"), "{calls}");
+    assert_eq!(*judge.said.lock(), Some(Expulsion { removed: true, why: "node 3 is unfit".into() }));
 }
 
 #[tokio::test]

@@ -1,14 +1,15 @@
 //! The data directory: who this node is, and how often it has started.
 //!
 //! ```text
-//! identity.toml   cluster, node, format, the members of the first day, whether the cluster has been initialised from here
+//! identity.toml   cluster, node, instance, format, the members of the first day, whether the cluster has been initialised
+//!                 from here, whether the node has been removed
 //! incarnation     number of the last start; raised and synced before a start does anything that others can see
 //! log/            the log's; made by `init` too, so that its absence is a loss and not a beginning
 //! ```
 //!
 //! A node's identity is made once, by `init`, and never by starting: a node that found an empty disk where its data was
-//! would otherwise vote with nothing in its memory. Peers remember the highest incarnation of each node, so that an old
-//! copy of a data directory is refused by them.
+//! would otherwise vote with nothing in its memory. The cluster notes each node's instance and last start, so that a
+//! directory that was made anew, or is an old copy, is refused by the others (`fs::nodes`).
 //!
 //! Cost: a disk that is lost means a new node number (`member replace`), never a repair in place.
 
@@ -24,7 +25,9 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 /// Version of the data directory's layout.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// Far more than there will ever be.
+const NODE_MAX: NodeId = u32::MAX as NodeId;
 const IDENTITY: &str = "identity.toml";
 const INCARNATION: &str = "incarnation";
 
@@ -35,8 +38,11 @@ pub struct InitOptions {
     /// The same on all nodes of the cluster.
     pub cluster: Uuid,
     pub node: NodeId,
-    /// All nodes of the first day, with this one: number and address as the others reach it.
+    /// All nodes of the first day, or those that are there when this one joins, with this one: number and address as the
+    /// others reach it.
     pub members: BTreeMap<NodeId, SocketAddr>,
+    /// The cluster is there already and has given this node its number.
+    pub joins: bool,
 }
 
 /// An initialised data directory.
@@ -45,9 +51,13 @@ pub struct DataDirectory {
     pub path: PathBuf,
     pub cluster: Uuid,
     pub node: NodeId,
+    /// Drawn when the directory was made.
+    pub instance: Uuid,
     pub members: BTreeMap<NodeId, SocketAddr>,
     /// The first membership has been written, or is not this node's to write.
     pub bootstrapped: bool,
+    /// The cluster has removed this node: it has nothing to say any more.
+    pub removed: bool,
 }
 
 /// `identity.toml` as it is on disk.
@@ -57,7 +67,9 @@ struct Stored {
     format: u32,
     cluster: Uuid,
     node: NodeId,
+    instance: Uuid,
     bootstrapped: bool,
+    removed: bool,
     member: Vec<StoredMember>,
 }
 
@@ -77,17 +89,23 @@ struct StoredFormat {
 impl DataDirectory {
     /// Make a directory (mode 0700) that a node can start from. Refused if anything is in it.
     pub fn init(options: InitOptions) -> Result<DataDirectory, NodeError> {
-        let InitOptions { data: path, cluster, node, members } = options;
+        let InitOptions { data: path, cluster, node, members, joins } = options;
         check_members(node, &members)?;
         refuse_data(&path)?;
         make_private(&path)?;
         // Only one node writes the first membership; two that did so could found two clusters of the same name.
-        let bootstrapped = members.keys().next() != Some(&node);
-        let directory = DataDirectory { path, cluster, node, members, bootstrapped };
+        let bootstrapped = joins || members.keys().next() != Some(&node);
+        let (instance, removed) = (Uuid::new_v4(), false);
+        let directory = DataDirectory { path, cluster, node, instance, members, bootstrapped, removed };
         make_private(&directory.log())?;
         write_synced(&directory.path.join(INCARNATION), b"0\n")?;
         directory.write_identity()?;
         Ok(directory)
+    }
+
+    /// Refused if anything is in it that a new node could not begin from.
+    pub fn must_be_free(path: &Path) -> Result<(), NodeError> {
+        refuse_data(path)
     }
 
     /// Read the identity of a directory that was initialised before.
@@ -109,19 +127,39 @@ impl DataDirectory {
         let stored: Stored = toml::from_str(&text).map_err(|e| unusable(plain(&e)))?;
         let members = stored.member.into_iter().map(|member| (member.node, member.address)).collect();
         check_members(stored.node, &members)?;
-        let Stored { cluster, node, bootstrapped, .. } = stored;
-        let directory = DataDirectory { path: path.into(), cluster, node, members, bootstrapped };
+        let Stored { cluster, node, instance, bootstrapped, removed, .. } = stored;
+        let path_buf = path.to_path_buf();
+        let directory = DataDirectory { path: path_buf, cluster, node, instance, members, bootstrapped, removed };
         if !directory.log().is_dir() {
             let log = directory.log();
             return Err(NodeError::new(
                 Exit::Damaged,
                 format!(
-                    "{} is missing: node {node} has lost its log and must not vote; replace it with a new node",
+                    "{} is missing: node {node} has lost its log and must not vote; put a new node in its place, \
+                     with an empty data directory and `keelfs member replace {node}`",
                     log.display()
                 ),
             ));
         }
         Ok(directory)
+    }
+
+    /// A node that was removed from its cluster, or none, has no business there.
+    pub fn must_be_member(&self) -> Result<(), NodeError> {
+        let DataDirectory { path, cluster, node, .. } = self;
+        match self.removed {
+            true => Err(NodeError::failed(format!(
+                "cannot start from {}: node {node} was removed from cluster {cluster}, and numbers are not given twice; delete \
+                 the directory, and join again as a new node with `keelfs join`",
+                path.display()
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    /// Is this the directory of a node that its cluster has removed? Anything else is for [`DataDirectory::open`] to judge.
+    pub fn is_of_removed(path: &Path) -> bool {
+        DataDirectory::open(path).is_ok_and(|directory| directory.removed)
     }
 
     /// Where this node said it is reached.
@@ -158,10 +196,17 @@ impl DataDirectory {
         self.write_identity()
     }
 
+    /// The cluster has removed this node.
+    pub fn mark_removed(&mut self) -> Result<(), NodeError> {
+        self.removed = true;
+        self.write_identity()
+    }
+
     fn write_identity(&self) -> Result<(), NodeError> {
         let member = self.members.iter().map(|(node, address)| StoredMember { node: *node, address: *address });
-        let (cluster, node, bootstrapped) = (self.cluster, self.node, self.bootstrapped);
-        let stored = Stored { format: FORMAT, cluster, node, bootstrapped, member: member.collect() };
+        let DataDirectory { cluster, node, instance, bootstrapped, removed, .. } = *self;
+        let member = member.collect();
+        let stored = Stored { format: FORMAT, cluster, node, instance, bootstrapped, removed, member };
         let file = self.path.join(IDENTITY);
         let text = toml::to_string(&stored).map_err(|e| failed("write", &file, &e))?;
         write_synced(&file, text.as_bytes())
@@ -172,6 +217,9 @@ fn check_members(node: NodeId, members: &BTreeMap<NodeId, SocketAddr>) -> Result
     let usage = |why: String| Err(NodeError::new(Exit::Usage, why));
     if members.contains_key(&0) {
         return usage("node 0 cannot be a member: number the nodes from 1".into());
+    }
+    if let Some(large) = members.keys().find(|node| **node > NODE_MAX) {
+        return usage(format!("node {large} cannot be a member: the highest number is {NODE_MAX}"));
     }
     if !members.contains_key(&node) {
         return usage(format!("node {node} is not among the members: list every node of the cluster, this one too"));
@@ -206,7 +254,7 @@ fn uninitialised(path: &Path) -> NodeError {
     let path = path.display();
     NodeError::failed(format!(
         "cannot start from {path}: there is no {IDENTITY} in it; `keelfs init` makes a new node. If a node's data was here \
-         and is lost, do not give its number again: replace it with a new node"
+         and is lost, do not give its number again: put a new node in its place with `keelfs member replace`"
     ))
 }
 
@@ -243,7 +291,13 @@ mod tests {
 
     fn options(data: &Path, node: NodeId) -> InitOptions {
         let member = |n: u16| (NodeId::from(n), SocketAddr::from(([127, 0, 0, 1], 7000 + n)));
-        InitOptions { data: data.into(), cluster: Uuid::from_u128(5), node, members: [1, 2, 3].map(member).into() }
+        InitOptions {
+            data: data.into(),
+            cluster: Uuid::from_u128(5),
+            node,
+            members: [1, 2, 3].map(member).into(),
+            joins: false,
+        }
     }
 
     #[test]
@@ -257,12 +311,18 @@ mod tests {
         assert_eq!((opened.raise_incarnation().unwrap(), opened.raise_incarnation().unwrap()), (1, 2));
         opened.mark_bootstrapped().unwrap();
         assert!(DataDirectory::open(&data).unwrap().bootstrapped);
+        assert_eq!(opened.must_be_member(), Ok(()));
+        opened.mark_removed().unwrap();
+        let error = DataDirectory::open(&data).unwrap().must_be_member().unwrap_err();
+        assert!(error.message.contains("node 1 was removed"), "{error}");
         assert_eq!(opened.raise_incarnation().unwrap(), 3);
     }
 
     #[test]
-    fn only_the_lowest_node_bootstraps() {
+    fn only_the_lowest_node_bootstraps_and_none_that_joins() {
         let dir = tempfile::tempdir().unwrap();
+        let joins = InitOptions { joins: true, ..options(&dir.path().join("1"), 1) };
+        assert!(DataDirectory::init(joins).unwrap().bootstrapped);
         assert!(DataDirectory::init(options(&dir.path().join("2"), 2)).unwrap().bootstrapped);
     }
 
@@ -291,7 +351,7 @@ mod tests {
         assert!(error.exit == Exit::Damaged && error.message.contains("lost its log"), "{error}");
         let file = dir.path().join(IDENTITY);
         let text = std::fs::read_to_string(&file).unwrap();
-        std::fs::write(&file, text.replace("format = 1", "format = 9\nnovelty = true")).unwrap();
+        std::fs::write(&file, text.replace("format = 2", "format = 9\nnovelty = true")).unwrap();
         let error = DataDirectory::open(dir.path()).unwrap_err();
         assert!(error.exit == Exit::Failed && error.message.contains("format is 9"), "{error}");
         std::fs::write(&file, "node = ").unwrap();

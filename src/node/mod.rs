@@ -1,6 +1,7 @@
 //! One running node: the data directory, the log, Raft, the listener, the front ends, and their end.
 //!
-//! Start, in order: identity, directory lock, incarnation, log, Raft, listener, the first membership (once in a
+//! Start, in order: identity, directory lock, incarnation, log, Raft (which votes only when the others have let this start
+//! in), listener, the first membership (once in a
 //! cluster's life, on the node with the lowest number), upkeep, front ends. Stop, in order: mounts first, so that no
 //! program is left waiting on a file system without a server; then the other front ends and the sessions, whose ends still
 //! go through the log; then Raft; the listener last, because Raft's last words go through it.
@@ -12,6 +13,7 @@ pub mod exit;
 mod fatal;
 mod fence;
 pub mod identity;
+mod members;
 mod upkeep;
 
 pub use exit::{Exit, NodeError};
@@ -20,7 +22,7 @@ pub use identity::{DataDirectory, InitOptions};
 use crate::fuse::{self, Mount, MountOptions};
 use crate::gateway;
 use crate::log::{DirectoryLock, Log};
-use crate::net::{self, Caller, Handler, Identity, Message, NodeId};
+use crate::net::{self, Caller, Expulsion, Handler, Identity, Message, NodeId, Start};
 use crate::raft::{self, Replica, Timing, Tuning};
 use crate::volume::{Client, KIND_FIRST, Local, NodeStatus, Volume};
 use fatal::Fatal;
@@ -90,6 +92,7 @@ impl Node {
     /// Bring a node up; it serves on return. Must be called within a tokio runtime.
     pub async fn start(options: NodeOptions) -> Result<Node, NodeError> {
         let mut directory = DataDirectory::open(&options.data)?;
+        directory.must_be_member()?;
         raise_open_files_limit();
         let lock = DirectoryLock::acquire(&directory.path)?;
         fence::refuse(&directory.path)?;
@@ -100,8 +103,14 @@ impl Node {
             None => None,
         };
         let incarnation = directory.raise_incarnation()?;
-        let own = Identity { cluster: directory.cluster, node: Some(directory.node), incarnation };
+        let run = Uuid::new_v4().as_u64_pair().0;
+        // Who asks for what is damaged here cannot say how far its log reaches, and is not judged by that.
+        let asks = Start { instance: directory.instance, incarnation, run, log_end: u64::MAX };
+        let own = Identity { cluster: directory.cluster, node: Some(directory.node), start: asks };
         let (fatal, log) = (Fatal::new(), open_log(&directory, own.clone()).await?);
+        let log_end = log.state().last.map_or(0, |id| id.index);
+        let start = Start { log_end, ..asks };
+        let own = Identity { start, ..own };
         fatal.watch_log(&log);
         let fresh = log.state().last.is_none() && log.state().last_purged.is_none();
         let replica =
@@ -110,7 +119,8 @@ impl Node {
                 .map_err(|e| refine(&e, "start raft"))?;
         fatal.watch_replica(replica.clone(), directory.path.clone());
         let local = Local::new(replica.clone(), own.clone(), directory.path.clone());
-        let status = status_of(&directory, &options, incarnation, replica.clone(), address, cs733.as_ref());
+        tokio::spawn(members::heed_expulsion(replica.clone(), directory.clone(), fatal.clone()));
+        let status = status_of(&directory, &options, start, replica.clone(), address, cs733.as_ref());
         let (front, back, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         let mut node = Node {
             status: status.clone(),
@@ -146,6 +156,8 @@ impl Node {
             bootstrap(directory, &self.replica, fresh).await?;
         }
         self.tasks.spawn(upkeep::run(self.replica.clone(), self.front.clone()));
+        self.tasks.spawn(members::stand(self.local.clone(), self.replica.clone(), self.front.clone()));
+        self.tasks.spawn(members::tend(self.replica.clone(), directory.cluster, self.front.clone()));
         self.start_gateway(cs733);
         self.mount_all(mounts).await
     }
@@ -185,10 +197,13 @@ impl Node {
     pub async fn run(mut self) -> Result<(), NodeError> {
         let mut signals = Signals::new()?;
         tokio::select! {
-            error = self.fatal.reason() => return Err(self.die(error)),
+            error = self.fatal.reason() => match error.exit {
+                Exit::Done => tracing::warn!("{error}"),
+                _ => return Err(self.die(error)),
+            },
             () = signals.next() => {}
         }
-        tracing::info!("stopping; a second signal ends the process at once");
+        tracing::info!("stopping; a signal now ends the process at once");
         tokio::select! {
             () = self.stop() => Ok(()),
             () = signals.next() => std::process::exit(Exit::Failed as i32),
@@ -214,7 +229,10 @@ impl Node {
         if *leader.borrow() != Some(node) {
             return;
         }
-        let furthest = ask_peers(cluster, node, &self.replica.members()).await.into_iter();
+        let roster = self.replica.roster();
+        let votes = |node: &NodeId| roster.nodes.get(node).is_some_and(|entry| entry.voter);
+        let furthest =
+            ask_peers(cluster, node, &self.replica.members()).await.into_iter().filter(|peer| votes(&peer.node));
         let Some(next) = furthest.max_by_key(|peer| peer.replica.last_log) else { return };
         if self.replica.transfer_leader(next.node).await.is_ok() {
             let _ =
@@ -263,10 +281,14 @@ struct Dispatch {
 impl Handler for Dispatch {
     fn handle(&self, from: &Caller, message: Message) -> impl Future<Output = Message> + Send + 'static {
         match (message.kind >= KIND_FIRST, from.node) {
-            (true, _) => Either::Left(self.server.handle(message)),
+            (true, _) => Either::Left(self.server.handle(from.node, message)),
             (false, Some(_)) => Either::Right(Either::Left(self.replica.handle(from, message))),
             (false, None) => Either::Right(Either::Right(ready(Message::refused("clients have no part in raft")))),
         }
+    }
+
+    fn admit(&self, node: NodeId, start: &Start) -> Result<(), Expulsion> {
+        self.replica.admit(node, start)
     }
 }
 
@@ -342,7 +364,7 @@ async fn refuse_second_founding(directory: &DataDirectory) -> Result<(), NodeErr
         None => Ok(()),
         Some(peer) => Err(NodeError::failed(format!(
             "cannot found cluster {cluster}: node {} of it has data, and this node has none; its disk was lost or emptied. \
-             Replace node {node} with a new one under a number that was never used",
+             Put a new node in its place, with an empty data directory and `keelfs member replace {node}`",
             peer.node
         ))),
     }
@@ -360,7 +382,7 @@ async fn ask_peers(cluster: Uuid, own: NodeId, members: &BTreeMap<NodeId, Socket
 fn status_of(
     directory: &DataDirectory,
     options: &NodeOptions,
-    incarnation: u64,
+    start: Start,
     replica: Replica,
     address: SocketAddr,
     cs733: Option<&TcpListener>,
@@ -374,7 +396,9 @@ fn status_of(
         address,
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
-        incarnation,
+        incarnation: start.incarnation,
+        run: start.run,
+        holds: replica.holds().0,
         mounts: mounts.clone(),
         cs733,
         replica: replica.status(),

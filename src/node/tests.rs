@@ -40,7 +40,8 @@ fn options(data: &Path) -> NodeOptions {
 fn init(root: &Path, members: &BTreeMap<NodeId, SocketAddr>) {
     for node in members.keys().copied() {
         let data = root.join(node.to_string());
-        DataDirectory::init(InitOptions { data, cluster: CLUSTER, node, members: members.clone() }).unwrap();
+        DataDirectory::init(InitOptions { data, cluster: CLUSTER, node, members: members.clone(), joins: false })
+            .unwrap();
     }
 }
 
@@ -211,7 +212,7 @@ async fn a_node_refuses_what_would_harm_the_cluster() {
     one.stop().await;
     drop(one);
     std::fs::remove_dir_all(data(1)).unwrap();
-    let again = InitOptions { data: data(1), cluster: CLUSTER, node: 1, members: members.clone() };
+    let again = InitOptions { data: data(1), cluster: CLUSTER, node: 1, members: members.clone(), joins: false };
     DataDirectory::init(again).unwrap();
     let refused = Node::start(options(&data(1))).await.err().unwrap();
     assert!(refused.message.contains("its disk was lost"), "{refused}");

@@ -120,7 +120,7 @@ impl Comparer {
         let membership = metrics.membership_config.membership();
         let voters: Vec<NodeId> = membership.voter_ids().collect();
         let nodes = membership.nodes().filter(|(node, _)| voters.contains(node));
-        nodes.filter_map(|(node, at)| Some((*node, self.peers.address(*node, &at.addr)?))).collect()
+        nodes.filter_map(|(node, at)| Some((*node, self.peers.address(*node, &at.address)?))).collect()
     }
 
     async fn ask(&self, node: NodeId, address: SocketAddr, index: LogIndex) -> Option<u128> {

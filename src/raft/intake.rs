@@ -176,7 +176,7 @@ impl Target {
         let own = *self.raft.node_id();
         let nodes = members.nodes().filter(|(node, _)| **node != own);
         let mut sources: Vec<(NodeId, SocketAddr)> =
-            nodes.filter_map(|(node, at)| Some((*node, self.peers.address(*node, &at.addr)?))).collect();
+            nodes.filter_map(|(node, at)| Some((*node, self.peers.address(*node, &at.address)?))).collect();
         sources.sort_by_key(|(node, _)| *node != first);
         Fetcher { log: self.log.clone(), peers: self.peers.clone(), sources, mends: false }
     }

@@ -68,7 +68,8 @@ impl Machine {
                 Applied::Nothing
             }
             EntryPayload::Membership(membership) => {
-                self.state.skip(index);
+                let members: Vec<u64> = membership.nodes().map(|(node, _)| *node).collect();
+                self.state.set_members(index, &members);
                 self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
                 Applied::Nothing
             }

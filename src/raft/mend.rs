@@ -45,7 +45,7 @@ pub fn serve(log: &Log, published: &Published, question: FetchEntries) -> Messag
 /// Entries of this range from the peer that has most of them, before the log is open. Blocks; must be called on a thread
 /// that may, within a runtime.
 pub fn supply(own: &Identity, members: &BTreeMap<NodeId, SocketAddr>, range: Range<u64>) -> Vec<Entry> {
-    let peers = Peers::new(own.clone(), members.clone());
+    let peers = Peers::new(own.clone(), members.clone(), Arc::default());
     tokio::runtime::Handle::current().block_on(async {
         tracing::warn!("entries of {range:?} are damaged here; asking the other nodes for them");
         let deadline = Instant::now() + PATIENCE;

@@ -25,6 +25,8 @@ pub const FETCH_BODIES: u8 = 9;
 pub const FETCH_ENTRIES: u8 = 10;
 pub const HASH_AT: u8 = 11;
 pub const FETCH_STATE: u8 = 12;
+/// Says nothing, and is answered with nothing: the handshake before it has said all.
+pub const INTRODUCE: u8 = 13;
 
 /// A message of `kind` with this header.
 pub fn message<T: Serialize>(kind: u8, header: &T, body: Bytes) -> Result<Message, CodecError> {

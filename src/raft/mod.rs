@@ -13,12 +13,14 @@
 //! | `ending` | why a replica ends by itself |
 //! | `snapshot`, `intake`, `bodies` | snapshots: written, received, and the bodies that a receiver lacks |
 //! | `messages`, `network`, `peers`, `server`, `lane` | what peers say to each other, both halves |
+//! | `introduce` | whose word counts: looked at by the others before it votes |
+//! | `membership` | who is in the cluster, and how that changes |
 //! | `clock` | cluster time |
 //! | `keeper` | when to snapshot, purge and reclaim |
 //! | `replica` | what other rooms use |
 //!
 //! Absent on purpose: lease reads (they need a margin for clock drift that openraft's have not), automatic initializing,
-//! membership changes (they come with `member add`), retries of proposals (`volume` does them, with the same request).
+//! retries of proposals (`volume` does them, with the same request).
 //!
 //! Decisions. A restarted leader does not resume its term, and pre-vote is on. One proposal in memory is shared by the log,
 //! the tail and all peers; 64 MiB of them are in flight at most. A storage error, a panic in openraft, or an entry that
@@ -31,9 +33,11 @@ mod clock;
 mod compare;
 mod ending;
 mod intake;
+mod introduce;
 mod keeper;
 mod lane;
 mod machine;
+mod membership;
 mod mend;
 mod messages;
 mod network;
@@ -54,6 +58,7 @@ pub use crate::log::StorageError;
 pub use compare::Comparison;
 pub use ending::Ending;
 use machine::Machine;
+pub use membership::{Becomes, Member, MemberChange, MemberChanged, MemberError, Roster, RosterEntry};
 pub use mend::supply;
 pub use payload::{Recorded, recorded};
 pub use replica::{Replica, ReplicaError, ReplicaStatus, Timing, Tuning};

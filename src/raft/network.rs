@@ -13,9 +13,10 @@
 //! Decision about elections: no transport failure is ever an answer. A peer that cannot be asked for a pre-vote has granted
 //! nothing.
 
+use super::membership::Member;
 use super::messages::{self, AppendAnswer, Progress, SnapshotBegin, SnapshotItems, SnapshotQuestion};
 use super::payload::StoredMeta;
-use super::peers::Peers;
+use super::peers::{NOT_INTRODUCED, Peers};
 use super::snapshot::{self, SnapshotData};
 use super::store::{blocking, io_error};
 use super::types::*;
@@ -24,6 +25,7 @@ use crate::log::{Log, SnapshotReader};
 use crate::net::{Link, Message, NetError, NodeId, Purpose};
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, stream};
+use openraft::OptionalSend;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
@@ -31,7 +33,6 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::{BasicNode, OptionalSend};
 use serde::{Serialize, de::DeserializeOwned};
 use std::io;
 use std::sync::Arc;
@@ -59,24 +60,24 @@ pub struct Network {
 }
 
 impl Network {
-    fn connection(&self, node: NodeId, at: &BasicNode, purpose: Purpose) -> Connection {
-        let link = self.peers.address(node, &at.addr).map(|address| self.peers.link(node, address, purpose));
-        Connection { node, at: at.addr.clone(), link, log: self.log.clone() }
+    fn connection(&self, node: NodeId, at: &Member, purpose: Purpose) -> Connection {
+        let link = self.peers.address(node, &at.address).map(|address| self.peers.link(node, address, purpose));
+        Connection { node, at: at.address.clone(), link, log: self.log.clone(), peers: self.peers.clone() }
     }
 }
 
 impl RaftNetworkFactory<Types> for Network {
     type Network = Connection;
 
-    async fn new_client(&mut self, node: NodeId, at: &BasicNode) -> Connection {
+    async fn new_client(&mut self, node: NodeId, at: &Member) -> Connection {
         self.connection(node, at, Purpose::Append)
     }
 
-    async fn new_heartbeat_client(&mut self, node: NodeId, at: &BasicNode) -> Connection {
+    async fn new_heartbeat_client(&mut self, node: NodeId, at: &Member) -> Connection {
         self.connection(node, at, Purpose::Pulse)
     }
 
-    async fn new_snapshot_client(&mut self, node: NodeId, at: &BasicNode) -> Connection {
+    async fn new_snapshot_client(&mut self, node: NodeId, at: &Member) -> Connection {
         self.connection(node, at, Purpose::Snapshot)
     }
 }
@@ -88,6 +89,7 @@ pub struct Connection {
     /// `None`: its address is none.
     link: Option<Link>,
     log: Log,
+    peers: Arc<Peers>,
 }
 
 /// A link's error as openraft weighs it: without a connection it backs off, otherwise it tries again at once.
@@ -115,6 +117,14 @@ impl Connection {
             let why = format!("node {} is said to be at {:?}, which is no address", self.node, self.at);
             RPCError::Unreachable(Unreachable::from_string(why))
         })
+    }
+
+    /// A process that its peers have not looked at yet asks for no votes.
+    fn may_campaign(&self) -> Result<(), RPCError<Types>> {
+        match self.peers.is_introduced() {
+            true => Ok(()),
+            false => Err(RPCError::Unreachable(Unreachable::from_string(NOT_INTRODUCED))),
+        }
     }
 
     async fn ask<Q: Serialize, A: DeserializeOwned>(
@@ -213,6 +223,7 @@ impl RaftNetworkV2<Types> for Connection {
         request: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.may_campaign()?;
         let question = messages::VoteRequest::from(request);
         let answer: messages::VoteAnswer = self.ask(messages::VOTE, &question, Bytes::new(), option.hard_ttl()).await?;
         Ok(answer.into())
@@ -223,6 +234,7 @@ impl RaftNetworkV2<Types> for Connection {
         request: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.may_campaign()?;
         let question = messages::VoteRequest::from(request);
         let answer: messages::VoteAnswer =
             self.ask(messages::PRE_VOTE, &question, Bytes::new(), option.hard_ttl()).await?;

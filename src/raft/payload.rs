@@ -9,17 +9,18 @@
 //! The body of a command stays beside: it is raw bytes in the log and on the wire. openraft's own serde forms are not
 //! used, so that a new version of it changes no format. `tests/fixtures` holds one value of each.
 
+use super::membership::Member;
 use super::types::*;
 use crate::codec::{self, CodecError};
 use crate::log::{self, Body, EntryId};
 use bytes::Bytes;
-use openraft::{BasicNode, EntryPayload};
+use openraft::EntryPayload;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The format of everything in this module.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 #[derive(Serialize, Deserialize)]
 enum Stored<C> {
@@ -47,11 +48,11 @@ pub fn recorded(command: &[u8]) -> Result<Recorded, CodecError> {
     })
 }
 
-/// Voters (two sets while the membership changes) and the addresses of all nodes, learners included.
+/// Voters (two sets while the membership changes) and all nodes, learners included.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredMembers {
     configs: Vec<BTreeSet<u64>>,
-    nodes: BTreeMap<u64, String>,
+    nodes: BTreeMap<u64, Member>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,7 +127,7 @@ impl From<&Membership> for StoredMembers {
     fn from(membership: &Membership) -> StoredMembers {
         StoredMembers {
             configs: membership.get_joint_config().clone(),
-            nodes: membership.nodes().map(|(id, node)| (*id, node.addr.clone())).collect(),
+            nodes: membership.nodes().map(|(id, node)| (*id, node.clone())).collect(),
         }
     }
 }
@@ -138,9 +139,7 @@ impl TryFrom<StoredMembers> for Membership {
         if stored.configs.is_empty() && stored.nodes.is_empty() {
             return Ok(Membership::default());
         }
-        let nodes: BTreeMap<u64, BasicNode> =
-            stored.nodes.into_iter().map(|(id, at)| (id, BasicNode::new(at))).collect();
-        Membership::new(stored.configs, nodes)
+        Membership::new(stored.configs, stored.nodes)
             .map_err(|e| CodecError::Undecodable { what: "membership", why: e.to_string() })
     }
 }
@@ -181,6 +180,7 @@ impl StoredMeta {
 mod tests {
     use super::*;
     use crate::fs::{ClusterTime, Command, Credentials, Ino, Request, Sequence, SessionId, Timestamp};
+    use crate::raft::membership::Becomes;
 
     /// Bytes of these formats are on disks: they may never change their meaning. Each line is a name and bytes in hex.
     const FIXTURE: &str = include_str!("../../tests/fixtures/raft-formats.txt");
@@ -204,7 +204,8 @@ mod tests {
     }
 
     fn entries() -> Vec<(&'static str, Entry)> {
-        let nodes = BTreeMap::from([(1, BasicNode::new("10.0.0.1:7000")), (2, BasicNode::new("10.0.0.2:7000"))]);
+        let two = Member { name: "two".into(), becomes: Becomes::Instead(9), ..Member::at("10.0.0.2:7000") };
+        let nodes = BTreeMap::from([(1, Member::at("10.0.0.1:7000")), (2, two)]);
         let joint = Membership::new(vec![BTreeSet::from([1]), BTreeSet::from([1, 2])], nodes).unwrap();
         let command = encode_command(&stamped()).unwrap();
         let body = Body::Bytes(Bytes::from_static(b"hello"));
@@ -218,7 +219,7 @@ mod tests {
 
     fn meta() -> StoredMeta {
         let id = |index| EntryId { term: 4, node: 2, index };
-        let membership = Membership::new(vec![BTreeSet::from([1])], BTreeMap::from([(1, BasicNode::new("h:1"))]));
+        let membership = Membership::new(vec![BTreeSet::from([1])], BTreeMap::from([(1, Member::at("h:1"))]));
         let stored = StoredMembership::new(Some(log_id(id(900))), membership.unwrap());
         StoredMeta::new(Some(&log_id(id(1000))), &stored).unwrap()
     }
@@ -259,7 +260,7 @@ mod tests {
         let mut newer = good.to_vec();
         newer[0] = FORMAT + 1;
         let error = decode(&newer.into(), body()).unwrap_err().to_string();
-        assert!(error.contains("format 2, this build reads 1"), "{error}");
+        assert!(error.contains("format 3, this build reads 2"), "{error}");
         for length in 0..good.len() {
             assert!(decode(&good.slice(..length), body()).is_err(), "{length} bytes of {}", good.len());
         }

@@ -1,27 +1,39 @@
 //! Links to the other nodes: one for each node and purpose, made when first wanted, kept.
 //!
-//! Where a node is: what this process was configured with, else what the membership says. An operator who moves a node to
-//! another address can so start the others with the new one before the membership knows it.
+//! Where a node is: what the membership says, else what this process was configured with, which is all that there is
+//! before the first membership is known.
 
+use super::introduce::Registrar;
 use crate::net::{Identity, Link, NodeId, Purpose};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Why a vote is neither given nor asked for yet.
+pub const NOT_INTRODUCED: &str = "this node has just started, and a majority has not looked at it yet";
 
 pub struct Peers {
     own: Identity,
     configured: BTreeMap<NodeId, SocketAddr>,
     links: Mutex<BTreeMap<(NodeId, Purpose), Link>>,
+    registrar: Arc<Registrar>,
+    introduced: AtomicBool,
 }
 
 impl Peers {
-    pub fn new(own: Identity, configured: BTreeMap<NodeId, SocketAddr>) -> Peers {
-        Peers { own, configured, links: Mutex::default() }
+    pub fn new(own: Identity, configured: BTreeMap<NodeId, SocketAddr>, registrar: Arc<Registrar>) -> Peers {
+        Peers { own, configured, links: Mutex::default(), registrar, introduced: AtomicBool::new(false) }
     }
 
     /// `None`: the node has no address that can be connected to.
     pub fn address(&self, node: NodeId, in_membership: &str) -> Option<SocketAddr> {
-        self.configured.get(&node).copied().or_else(|| in_membership.parse().ok())
+        in_membership.parse().ok().or_else(|| self.configured.get(&node).copied())
+    }
+
+    pub fn configured(&self) -> &BTreeMap<NodeId, SocketAddr> {
+        &self.configured
     }
 
     /// Every other node that this process was told of or has talked to.
@@ -37,10 +49,19 @@ impl Peers {
         match links.get(&(node, purpose)) {
             Some(link) if link.address() == address => link.clone(),
             _ => {
-                let link = Link::new(self.own.clone(), address, Some(node), purpose);
+                let link = Link::to_peer(self.own.clone(), address, node, purpose, self.registrar.clone());
                 links.insert((node, purpose), link.clone());
                 link
             }
         }
+    }
+
+    /// May this process vote, and ask for votes?
+    pub fn is_introduced(&self) -> bool {
+        self.introduced.load(Ordering::Acquire)
+    }
+
+    pub fn set_introduced(&self) {
+        self.introduced.store(true, Ordering::Release);
     }
 }

@@ -5,7 +5,9 @@ use super::clock::{self, Clock};
 use super::compare::{Comparer, Comparison};
 use super::ending::{Ending, Endings, storage_error};
 use super::intake::Target;
+use super::introduce::{self, Registrar, noted};
 use super::keeper::Keeper;
+use super::membership::Member;
 use super::mend::{self, Mender};
 use super::network::Network;
 use super::payload;
@@ -16,17 +18,20 @@ use super::scrub::{ScrubHandle, ScrubStatus, Scrubber};
 use super::server::Server;
 use super::store::Store;
 use super::types::*;
-use crate::fs::{ClusterTime, LogIndex, Outcome, Refusal, Request, State, Timestamp};
+use crate::fs::{
+    ClusterTime, Command, Credentials, LogIndex, NodeStart, Outcome, Refusal, Request, Sequence, SessionId, State,
+    Timestamp,
+};
 use crate::limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX, SCRUB_BYTES_PER_SECOND, SNAPSHOT_AFTER_BYTES};
 use crate::log::{Body, Log, StorageError};
-use crate::net::{Caller, Identity, Message, NodeId};
+use crate::net::{Caller, Expulsion, Identity, Judge, Message, NodeId, Start};
 use anyhow::Context;
 use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::raft::ClientWriteResult;
-use openraft::{BasicNode, Config, Raft, RaftMetrics, ReadPolicy, SnapshotPolicy};
+use openraft::{Config, Raft, RaftMetrics, ReadPolicy, SnapshotPolicy};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -135,6 +140,7 @@ pub struct Replica {
 
 struct Inner {
     own: NodeId,
+    start: Start,
     raft: Raft<Types, Machine>,
     log: Log,
     published: Arc<Published>,
@@ -146,6 +152,9 @@ struct Inner {
     compared: Arc<parking_lot::Mutex<Comparison>>,
     scrub: ScrubHandle,
     urgent: Arc<Notify>,
+    registrar: Arc<Registrar>,
+    /// A node that has not answered for so long counts as dead.
+    silence_max: Duration,
     stop: CancellationToken,
 }
 
@@ -171,7 +180,7 @@ fn config(timing: Timing) -> anyhow::Result<Arc<Config>> {
 
 impl Replica {
     /// Load the newest snapshot, replay what is known to be committed behind it, start Raft. `members` says where nodes
-    /// are, before and beside what the membership says.
+    /// are as long as there is no membership.
     pub async fn start_tuned(
         own: Identity,
         log: Log,
@@ -182,12 +191,14 @@ impl Replica {
         let node = own.node.context("a replica needs a node id")?;
         let endings = Endings::default();
         watch_log(&log, endings.clone());
-        let peers = Arc::new(Peers::new(own, members));
+        let (start, registrar) = (own.start, Arc::<Registrar>::default());
+        let peers = Arc::new(Peers::new(own, members, registrar.clone()));
         let machine = load(&log, &peers, &endings).await?;
         if let Some(snapshot) = machine.loaded() {
             mend::drop_damaged_margin(&log, snapshot).await.context("cannot purge the log")?;
         }
         let published = machine.published();
+        registrar.judge_by(published.clone());
         let network = Network { peers: peers.clone(), log: log.clone() };
         let mender = Arc::new(Mender { log: log.clone(), peers: peers.clone() });
         let store = Store::new(log.clone(), Some(mender.clone()), endings.clone());
@@ -198,6 +209,7 @@ impl Replica {
 
         let stop = CancellationToken::new();
         let space = Arc::new(Mutex::new(()));
+        tokio::spawn(introduce::introduce(raft.clone(), peers.clone(), node, stop.clone()));
         let target = Target {
             raft: raft.clone(),
             log: log.clone(),
@@ -241,6 +253,7 @@ impl Replica {
         let clock = Clock::default();
         let inner = Inner {
             own: node,
+            start,
             raft,
             log,
             published,
@@ -252,6 +265,8 @@ impl Replica {
             compared,
             scrub,
             urgent,
+            registrar,
+            silence_max: timing.election_max * 2,
             stop,
         };
         Ok(Replica { inner: Arc::new(inner) })
@@ -259,7 +274,7 @@ impl Replica {
 
     /// Once in a cluster's life, on one node with an empty log.
     pub async fn initialize(&self, members: BTreeMap<NodeId, SocketAddr>) -> anyhow::Result<()> {
-        let nodes: BTreeMap<u64, BasicNode> = members.into_iter().map(|(id, at)| (id, BasicNode::new(at))).collect();
+        let nodes: BTreeMap<u64, Member> = members.into_iter().map(|(id, at)| (id, Member::at(at))).collect();
         self.inner.raft.initialize(nodes).await.context("this node cannot initialize a cluster")
     }
 
@@ -346,7 +361,7 @@ impl Replica {
         let metrics = metrics.borrow_watched();
         let nodes = metrics.membership_config.nodes();
         let peers = &self.inner.server.target.peers;
-        nodes.filter_map(|(node, at)| Some((*node, peers.address(*node, &at.addr)?))).collect()
+        nodes.filter_map(|(node, at)| Some((*node, peers.address(*node, &at.address)?))).collect()
     }
 
     pub fn status(&self) -> ReplicaStatus {
@@ -421,6 +436,59 @@ impl Replica {
         self.inner.going_on()
     }
 
+    pub fn id(&self) -> NodeId {
+        self.inner.own
+    }
+
+    /// This start of this node, as the cluster notes it.
+    pub fn start_noted(&self) -> NodeStart {
+        noted(&self.inner.start)
+    }
+
+    /// May this start of a node talk to this one?
+    pub fn admit(&self, node: NodeId, start: &Start) -> Result<(), Expulsion> {
+        self.inner.registrar.admit(node, start)
+    }
+
+    /// Hold what is known here against this very process: a copy of it may have started elsewhere, or it was removed.
+    pub fn examine_itself(&self) {
+        if let Err(expulsion) = self.admit(self.inner.own, &self.inner.start) {
+            self.inner.registrar.expelled(expulsion);
+        }
+    }
+
+    /// Resolves when it is known that this process may never again take part in the cluster.
+    pub async fn expelled(&self) -> Expulsion {
+        let mut said = self.inner.registrar.watch();
+        let said = said.wait_for(Option::is_some).await.map(|said| said.clone());
+        match said {
+            Ok(Some(expulsion)) => expulsion,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// The last entry that is committed and durable in this node's log.
+    pub fn holds(&self) -> LogIndex {
+        let durable = self.inner.log.state().durable.map_or(0, |id| id.index);
+        self.inner.published.applied().min(LogIndex(durable))
+    }
+
+    pub(super) fn raft(&self) -> &Raft<Types, Machine> {
+        &self.inner.raft
+    }
+
+    pub(super) fn metrics(&self) -> RaftMetrics<Types> {
+        self.inner.raft.metrics().borrow_watched().clone()
+    }
+
+    pub(super) fn must_lead(&self) -> Result<(), ReplicaError> {
+        self.inner.leading().map(drop)
+    }
+
+    pub(super) fn silence_max(&self) -> Duration {
+        self.inner.silence_max
+    }
+
     /// Resolves when Raft or the log has ended by itself, with the reason: the process must end.
     pub async fn failed(&self) -> Ending {
         self.inner.endings.wait().await
@@ -467,6 +535,12 @@ impl Inner {
 /// The leader as the metrics have it; this node only if it does lead.
 fn leader_of(metrics: &RaftMetrics<Types>, own: NodeId) -> Option<NodeId> {
     metrics.current_leader.filter(|leader| *leader != own || metrics.state.is_leader())
+}
+
+/// A request outside any session: what a leader proposes by itself.
+pub(super) fn alone(command: Command) -> Request {
+    let (session, sequence) = (SessionId(0), Sequence(0));
+    Request { session, sequence, first_outstanding: sequence, credentials: Credentials::default(), command }
 }
 
 /// Nobody is sent to the node that he asked.

@@ -6,6 +6,7 @@ use super::intake::{Intake, Target};
 use super::lane::Lane;
 use super::mend;
 use super::messages::{self, AppendAnswer, FetchState, HashAt, HashTold, TransferAnswer, VoteAnswer, answer};
+use super::peers::NOT_INTRODUCED;
 use super::rescue::Exports;
 use super::types::Types;
 use crate::codec::CodecError;
@@ -45,6 +46,8 @@ impl Server {
         let handled = match message.kind {
             messages::APPEND if from.purpose == Purpose::Append => self.append_in_order(node, &message),
             messages::APPEND => self.append(&message),
+            messages::INTRODUCE => Ok(Box::pin(std::future::ready(message)) as BoxFuture<'static, Message>),
+            messages::VOTE | messages::PRE_VOTE if !self.target.peers.is_introduced() => Ok(refused(NOT_INTRODUCED)),
             messages::VOTE => self.vote(&message),
             messages::PRE_VOTE => self.pre_vote(&message),
             messages::TRANSFER => self.transfer(&message),

@@ -14,7 +14,7 @@ use crate::fs::{
     Sequence, SessionId,
 };
 use crate::log::Log;
-use crate::net::{Caller, Handler, Identity, Message, NodeId, Purpose, Server};
+use crate::net::{Caller, Expulsion, Handler, Identity, Message, NodeId, Purpose, Server, Start};
 use bytes::{Bytes, BytesMut};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::testing::log::{StoreBuilder, Suite};
@@ -129,6 +129,10 @@ impl Handler for Serve {
     fn handle(&self, from: &Caller, message: Message) -> impl Future<Output = Message> + Send + 'static {
         self.0.handle(from, message)
     }
+
+    fn admit(&self, node: NodeId, start: &Start) -> Result<(), Expulsion> {
+        self.0.admit(node, start)
+    }
 }
 
 struct Cluster {
@@ -179,7 +183,8 @@ impl Cluster {
 
     async fn boot(&mut self, id: NodeId) {
         self.incarnation += 1;
-        let own = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(id), incarnation: self.incarnation };
+        let start = Start { incarnation: self.incarnation, run: self.incarnation, ..Start::default() };
+        let own = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(id), start };
         let addresses = self.addresses();
         let node = &mut self.nodes[id as usize - 1];
         let log = open_log(&own, node.directory.path(), &addresses).await.unwrap();
@@ -436,8 +441,12 @@ async fn many_proposals_at_once_are_each_answered_once() {
 
 /// Send a snapshot to a replica as its leader would, up to `steps` messages, and wait for what comes of a whole one.
 async fn send_snapshot(to: &Replica, from: NodeId, snapshot: (StoredMeta, Vec<Bytes>), steps: usize) -> Progress {
-    let caller =
-        Caller { address: ([127, 0, 0, 1], 1).into(), node: Some(from), incarnation: 1, purpose: Purpose::Snapshot };
+    let caller = Caller {
+        address: ([127, 0, 0, 1], 1).into(),
+        node: Some(from),
+        start: Start::default(),
+        purpose: Purpose::Snapshot,
+    };
     let (meta, items) = snapshot;
     // Looked at first, and taken over only with a whole snapshot: none gets so far here.
     let vote = (&Vote::new_committed(1000, from)).into();
@@ -506,5 +515,36 @@ async fn an_install_that_is_cut_at_any_step_leaves_the_old_state() {
     assert_eq!(read(&back, early.ino).await, body(7, 100));
     for (ino, body) in &kept {
         assert_eq!(read(&back, *ino).await, *body);
+    }
+}
+
+/// What a replica says to a candidate: its answer's kind, and the words of a refusal.
+async fn vote_of(replica: &Replica, candidate: NodeId) -> (u8, String) {
+    let (vote, last_log_id) = (Vote::new(1000, candidate), None);
+    let request = openraft::raft::VoteRequest::<Types> { vote, last_log_id, leadership_transfer: false };
+    let question = messages::VoteRequest::from(request);
+    let message = messages::message(messages::VOTE, &question, Bytes::new()).unwrap();
+    let (address, start) = (([127, 0, 0, 1], 1).into(), Start::default());
+    let answer =
+        replica.handle(&Caller { address, node: Some(candidate), start, purpose: Purpose::Pulse }, message).await;
+    (answer.kind, String::from_utf8_lossy(&answer.header).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_only_a_minority_has_let_in_gives_no_vote() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.put("file", body(1, 10)).await;
+    for id in 1..=3 {
+        cluster.stop(id).await;
+    }
+    cluster.boot(1).await;
+    let alone = cluster.replica(1);
+    let (kind, words) = vote_of(&alone, 3).await;
+    assert!(kind != messages::VOTE && words.contains("has just started"), "{kind}: {words}");
+    cluster.boot(2).await;
+    let deadline = Instant::now() + PATIENCE;
+    while vote_of(&alone, 3).await.0 != messages::VOTE {
+        assert!(Instant::now() < deadline, "it never votes");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

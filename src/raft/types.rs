@@ -3,11 +3,11 @@
 //! An entry's identity is `(term, node, index)` in both worlds: openraft's `LogId` inside, [`EntryId`] on disk and on the
 //! wire, so that no format of ours depends on how openraft serializes its types.
 
+use super::membership::Member;
 use super::payload;
 use crate::fs::{ClusterTime, Outcome, Request, Timestamp};
 use crate::log::{Body, EntryId};
 use bytes::Bytes;
-use openraft::BasicNode;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ openraft::declare_raft_types!(
         D = Proposal,
         R = Applied,
         NodeId = u64,
-        Node = BasicNode,
+        Node = Member,
         Term = u64,
         LeaderId = LeaderId,
         Vote = Vote,
@@ -29,12 +29,12 @@ openraft::declare_raft_types!(
 pub type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
 pub type LogId = openraft::LogId<LeaderId>;
 pub type Vote = openraft::Vote<LeaderId>;
-pub type Payload = openraft::EntryPayload<Proposal, u64, BasicNode>;
+pub type Payload = openraft::EntryPayload<Proposal, u64, Member>;
 pub type Entry = openraft::Entry<LeaderId, Payload>;
-pub type Membership = openraft::Membership<u64, BasicNode>;
-pub type StoredMembership = openraft::StoredMembership<LeaderId, u64, BasicNode>;
-pub type SnapshotMeta = openraft::SnapshotMeta<LeaderId, u64, BasicNode>;
-pub type Snapshot<D> = openraft::Snapshot<LeaderId, u64, BasicNode, D>;
+pub type Membership = openraft::Membership<u64, Member>;
+pub type StoredMembership = openraft::StoredMembership<LeaderId, u64, Member>;
+pub type SnapshotMeta = openraft::SnapshotMeta<LeaderId, u64, Member>;
+pub type Snapshot<D> = openraft::Snapshot<LeaderId, u64, Member, D>;
 
 /// A request with the times that its leader stamped on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,8 +6,9 @@
 use super::forward::{Forwarder, Lane, Proposer, told};
 use super::gate::ReadGate;
 use super::protocol::{Ask, Freshness, Head, Told, Verdict};
+use super::session::sessionless;
 use super::{Capacity, Failure};
-use crate::fs::{Answer, Content, Ino, LogIndex, Piece, Query, Refusal, Request, SessionId, State};
+use crate::fs::{Answer, Command, Content, Ino, LogIndex, Piece, Query, Refusal, Request, SessionId, State};
 use crate::limits::FRAME_BODY_BYTES_MAX;
 use crate::net::{Identity, NodeId};
 use crate::raft::{Replica, StorageError};
@@ -60,6 +61,12 @@ impl Local {
 
     pub(super) async fn submit(&self, request: &Request, body: &Bytes, deadline: Instant) -> Verdict {
         self.inner.forwarder.submit(request, body, deadline).await
+    }
+
+    /// Propose what no client may, wherever the leader is. `false`: not carried out, or that is not known.
+    pub async fn propose_alone(&self, command: Command, deadline: Instant) -> bool {
+        let verdict = self.submit(&sessionless(command), &Bytes::new(), deadline).await;
+        matches!(verdict, Verdict::Outcome { outcome: Ok(_), .. })
     }
 
     /// An index that every command completed before this call began is at or below.

@@ -7,6 +7,7 @@ use super::{Capacity, Failure, NodeStatus};
 use crate::codec::{self, CodecError};
 use crate::fs::{Answer, Ino, LogIndex, Outcome, Query, Refusal, Request, SessionId};
 use crate::net::{Message, NodeId};
+use crate::raft::{MemberChange, MemberChanged, Roster};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -58,6 +59,10 @@ pub(super) enum Ask {
     HashAt { index: LogIndex, wait_ms: u32 },
     /// → `Members`
     Members,
+    /// The membership as this node knows it. → `Roster`
+    Roster,
+    /// To the leader. → `MembersChanged`, `NotLeader`, `Unknown`
+    ChangeMembers { change: MemberChange, wait_ms: u32 },
     /// Test every invariant of this replica's state. → `Checked`
     Check,
     /// Read and verify everything that this node stores, and mend what is damaged if that is wanted. → `Scrubbing`; how
@@ -85,6 +90,9 @@ pub(super) enum Told {
     Status(Box<NodeStatus>),
     Hash(Option<u128>),
     Members(BTreeMap<NodeId, SocketAddr>),
+    Roster(Box<Roster>),
+    /// `Err`: refused, in words; nothing was changed.
+    MembersChanged(Result<MemberChanged, String>),
     /// The first invariant that is broken, in words.
     Checked(Option<String>),
     /// The number of the pass; `None`: too many wait.

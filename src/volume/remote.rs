@@ -3,6 +3,8 @@
 //! One message to one node at a time; when that node fails, the next address. Queries may be asked twice; commands carry
 //! their session and sequence, so they may be sent twice as well.
 //!
+//! The nodes that there are are asked for from time to time, so that a mount outlives all that it was told of at first.
+//!
 //! Decision: the first address is home, the node on our own machine as a rule, and is gone back to after a while. Cost: if
 //! it is still down, one try in [`HOMESICK_TIME`] fails first.
 
@@ -10,19 +12,24 @@ use super::forward::{Lane, Links, Pauses, told};
 use super::protocol::{Ask, Freshness, Head, Told, Verdict, wait_ms};
 use super::{Capacity, Failure, NodeStatus, Volume};
 use crate::fs::{Answer, Ino, LogIndex, Query, Refusal, Request, SessionId};
-use crate::net::{Identity, NetError, NodeId};
+use crate::net::{Identity, NetError, NodeId, Start};
+use crate::raft::{MemberChange, MemberChanged, Roster};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-use tokio::time::{sleep_until, timeout_at};
+use tokio::time::{sleep, sleep_until, timeout_at};
 
 /// How long one node may work on one message before the next one is tried: longer than an election.
 const TRY_TIME: Duration = Duration::from_secs(8);
 /// How long after home has failed it is tried again.
 const HOMESICK_TIME: Duration = Duration::from_secs(5);
+/// How often a volume asks who the members are.
+const MEMBERS_EVERY: Duration = Duration::from_secs(10);
+/// How long one of these questions may take.
+const MEMBERS_TIME: Duration = Duration::from_secs(5);
 /// What a node may take to answer beyond the time that it was given.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -33,14 +40,16 @@ pub struct Client {
 }
 
 struct Inner {
-    addresses: Vec<SocketAddr>,
+    /// What this client was told of.
+    given: Vec<SocketAddr>,
     away: Mutex<Away>,
     links: Links,
 }
 
-/// How far from home, and since when.
-#[derive(Clone, Copy, Debug)]
+/// Whom to ask; how far from home, and since when.
+#[derive(Clone, Debug)]
 struct Away {
+    addresses: Vec<SocketAddr>,
     /// Position of the address in use; 0 is home.
     at: usize,
     /// When home failed last.
@@ -58,11 +67,11 @@ impl Client {
         if addresses.is_empty() {
             return Err(NoAddress);
         }
-        let own = Identity { cluster, node: None, incarnation: 0 };
+        let own = Identity { cluster, node: None, start: Start::default() };
         Ok(Client {
             inner: Arc::new(Inner {
-                addresses,
-                away: Mutex::new(Away { at: 0, since: Instant::now() }),
+                away: Mutex::new(Away { addresses: addresses.clone(), at: 0, since: Instant::now() }),
+                given: addresses,
                 links: Links::new(own),
             }),
         })
@@ -70,6 +79,7 @@ impl Client {
 
     /// The tree, through these nodes. Must be called within a tokio runtime.
     pub fn volume(&self, label: &str) -> Volume {
+        tokio::spawn(follow_members(Arc::downgrade(&self.inner)));
         Volume::remote(self.clone(), label)
     }
 
@@ -125,6 +135,37 @@ impl Client {
             Told::Members(members) => Ok(members),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// The membership as the first node that answers knows it.
+    pub async fn roster(&self, deadline: Instant) -> Result<Roster, Failure> {
+        match self.ask(deadline, |_| Ask::Roster).await? {
+            Told::Roster(roster) => Ok(*roster),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Have the leader change the membership. The inner `Err` is a refusal in words: nothing was changed.
+    pub async fn change_members(
+        &self,
+        change: MemberChange,
+        deadline: Instant,
+    ) -> Result<Result<MemberChanged, String>, Failure> {
+        let (mut leader, mut pauses) = (None, Pauses::default());
+        while Instant::now() < deadline {
+            let node = leader.take().unwrap_or_else(|| self.address());
+            let ask = |until| Ask::ChangeMembers { change: change.clone(), wait_ms: wait_ms(until) };
+            match self.try_until(node, deadline, deadline, &Bytes::new(), ask).await {
+                Ok((Told::MembersChanged(changed), _)) => return Ok(changed),
+                Ok((Told::NotLeader { leader: Some((_, address)) }, _)) => leader = Some(address),
+                // Not there, or not the leader and without one: certainly not done.
+                Ok((Told::NotLeader { leader: None } | Told::Failed(Failure::Stopped(_)), _)) => self.leave(node),
+                Err(e) if !e.may_have_arrived() => self.leave(node),
+                _ => return Err(Failure::Unknown),
+            }
+            let _ = timeout_at(deadline.into(), sleep_until((Instant::now() + pauses.next()).into())).await;
+        }
+        Err(Failure::NoMajority)
     }
 
     pub(super) async fn submit(&self, request: &Request, body: &Bytes, deadline: Instant) -> Verdict {
@@ -255,7 +296,7 @@ impl Client {
         if away.at != 0 && away.since.elapsed() >= HOMESICK_TIME {
             away.at = 0;
         }
-        self.inner.addresses[away.at]
+        away.addresses[away.at]
     }
 
     /// The node at this address has failed: use the next one, unless another call has seen to that already.
@@ -266,16 +307,75 @@ impl Client {
 
     fn leave(&self, failed: SocketAddr) {
         let mut away = self.inner.away.lock();
-        if self.inner.addresses[away.at] != failed {
+        if away.addresses[away.at] != failed {
             return;
         }
         if away.at == 0 {
             away.since = Instant::now();
         }
-        away.at = (away.at + 1) % self.inner.addresses.len();
+        away.at = (away.at + 1) % away.addresses.len();
+    }
+}
+
+impl Inner {
+    /// Ask these from now on, beside what was given.
+    fn learn(&self, members: &BTreeSet<SocketAddr>) {
+        let mut away = self.away.lock();
+        let addresses = whom_to_ask(&self.given, members);
+        let current = away.addresses[away.at];
+        away.at = addresses.iter().position(|address| *address == current).unwrap_or(0);
+        away.addresses = addresses;
+    }
+}
+
+/// Those given that are members, then the other members, then what was given and is no member (any more): it may be a
+/// member's other address, but home it is not. Unless none of those given is a member: then they are of another network's
+/// kind, and stay first.
+fn whom_to_ask(given: &[SocketAddr], members: &BTreeSet<SocketAddr>) -> Vec<SocketAddr> {
+    let (staying, gone): (Vec<_>, Vec<_>) = given.iter().partition(|address| members.contains(address));
+    let learned = members.iter().filter(|address| !given.contains(address));
+    match staying.is_empty() {
+        false => staying.into_iter().chain(learned.copied()).chain(gone).collect(),
+        true => gone.into_iter().chain(learned.copied()).collect(),
+    }
+}
+
+/// Keep a client's addresses those of the members, as long as it is there.
+async fn follow_members(client: Weak<Inner>) {
+    loop {
+        sleep(MEMBERS_EVERY).await;
+        let Some(inner) = client.upgrade() else { return };
+        match (Client { inner: inner.clone() }).members(Instant::now() + MEMBERS_TIME).await {
+            Ok(members) if !members.is_empty() => inner.learn(&members.into_values().collect()),
+            _ => {}
+        }
     }
 }
 
 fn unexpected(told: &Told) -> Failure {
     Failure::Damaged(format!("a node of another build answered {told:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_that_came_are_asked_and_those_that_went_are_asked_last() {
+        let at = |n: u8| SocketAddr::from(([10, 0, 0, n], 7700));
+        let ask = |given: &[u8], members: &[u8]| {
+            let given: Vec<_> = given.iter().map(|n| at(*n)).collect();
+            whom_to_ask(&given, &members.iter().map(|n| at(*n)).collect())
+        };
+        assert_eq!(ask(&[2, 1, 3], &[1, 2, 4, 5]), [2, 1, 4, 5, 3].map(at));
+        assert_eq!(ask(&[8, 9], &[1, 2]), [8, 9, 1, 2].map(at), "given by another network's addresses");
+
+        let client = Client::new([2, 1, 3].map(at).into(), uuid::Uuid::nil()).unwrap();
+        client.leave(at(2));
+        client.inner.learn(&BTreeSet::from([at(1), at(4)]));
+        assert_eq!(client.address(), at(1), "still the same one");
+        client.inner.learn(&BTreeSet::from([at(4)]));
+        (0..3).for_each(|_| client.leave(client.address()));
+        assert!([1, 2, 3, 4].map(at).contains(&client.address()));
+    }
 }

@@ -7,10 +7,10 @@ use super::forward::at;
 use super::local::{Local, READ_BYTES_MAX};
 use super::protocol::{Ask, Told, Verdict, deadline};
 use super::{Failure, NodeStatus, check_body};
-use crate::fs::{Command, LogIndex, Refusal, Request, SessionId};
+use crate::fs::{Command, LogIndex, NodeCommand, Refusal, Request, SessionId};
 use crate::limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX};
-use crate::net::Message;
-use crate::raft::ReplicaError;
+use crate::net::{Message, NodeId};
+use crate::raft::{MemberChange, MemberError, ReplicaError};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,8 +28,12 @@ impl Server {
         Server { local, status: Arc::new(status) }
     }
 
-    /// Answer one message, within the time that it grants.
-    pub fn handle(&self, message: Message) -> impl Future<Output = Message> + Send + 'static + use<> {
+    /// Answer one message, within the time that it grants. `from`: the node that sent it, if it was one.
+    pub fn handle(
+        &self,
+        from: Option<NodeId>,
+        message: Message,
+    ) -> impl Future<Output = Message> + Send + 'static + use<> {
         let server = self.clone();
         async move {
             let ask = match Ask::from_message(&message) {
@@ -39,14 +43,14 @@ impl Server {
                 Ok(ask) => ask,
                 Err(e) => return Message::refused(e.to_string()),
             };
-            let (told, body) = server.answer(ask, message.body).await;
+            let (told, body) = server.answer(from, ask, message.body).await;
             told.message(body)
         }
     }
 
-    async fn answer(&self, ask: Ask, body: Bytes) -> (Told, Bytes) {
+    async fn answer(&self, from: Option<NodeId>, ask: Ask, body: Bytes) -> (Told, Bytes) {
         let told = match ask {
-            Ask::Propose { request, wait_ms } => self.propose(request, body, deadline(wait_ms)).await,
+            Ask::Propose { request, wait_ms } => self.propose(from, request, body, deadline(wait_ms)).await,
             Ask::Submit { request, wait_ms } => Told::Verdict(self.submit(request, body, deadline(wait_ms)).await),
             Ask::ReadIndex { wait_ms } => self.read_index(deadline(wait_ms)).await,
             Ask::Query { query, freshness, wait_ms } => {
@@ -68,12 +72,16 @@ impl Server {
             Ask::Check => self.check().await,
             Ask::Scrub { mend } => Told::Scrubbing(self.local.replica().scrub(mend)),
             Ask::Members => Told::Members(self.local.replica().members()),
+            Ask::Roster => Told::Roster(Box::new(self.local.replica().roster())),
+            Ask::ChangeMembers { change, wait_ms } => self.change_members(change, deadline(wait_ms)).await,
         };
         (told, Bytes::new())
     }
 
-    async fn propose(&self, request: Request, body: Bytes, deadline: Instant) -> Told {
-        if let Err(refusal) = may_be_proposed(&request, &body) {
+    async fn propose(&self, from: Option<NodeId>, request: Request, body: Bytes, deadline: Instant) -> Told {
+        if let Err(refusal) = may_be_proposed(&request, &body)
+            && !is_own_start(from, &request)
+        {
             return Told::Outcome(Err(refusal));
         }
         match timeout_at(deadline.into(), self.local.replica().propose(request, body)).await {
@@ -87,6 +95,15 @@ impl Server {
         match may_be_proposed(&request, &body) {
             Ok(()) => self.local.submit(&request, &body, deadline).await,
             Err(refusal) => Verdict::Outcome { outcome: Err(refusal), doubt: false },
+        }
+    }
+
+    async fn change_members(&self, change: MemberChange, deadline: Instant) -> Told {
+        match timeout_at(deadline.into(), self.local.replica().change_members(change)).await {
+            Ok(Ok(changed)) => Told::MembersChanged(Ok(changed)),
+            Ok(Err(MemberError::Refused(why))) => Told::MembersChanged(Err(why)),
+            Ok(Err(MemberError::Replica(error))) => self.not_proposed(error),
+            Err(_) => Told::Unknown,
         }
     }
 
@@ -137,10 +154,18 @@ impl Server {
     }
 }
 
+/// A node says that it has started: nobody else may say so.
+fn is_own_start(from: Option<NodeId>, request: &Request) -> bool {
+    matches!(&request.command, Command::Node(NodeCommand::Start { node, .. }) if from == Some(*node))
+        && request.session == SessionId(0)
+}
+
 /// Is this a request that a client may send?
 fn may_be_proposed(request: &Request, body: &Bytes) -> Result<(), Refusal> {
-    let by_leaders_only =
-        matches!(request.command, Command::EndSession { .. } | Command::Expire { .. } | Command::Tick);
+    let by_leaders_only = matches!(
+        request.command,
+        Command::EndSession { .. } | Command::Expire { .. } | Command::Tick | Command::Node(_)
+    );
     let opens = matches!(request.command, Command::OpenSession { .. });
     if by_leaders_only || opens != (request.session == SessionId(0)) {
         return Err(Refusal::Invalid);
@@ -154,7 +179,7 @@ const _: () = assert!(BODY_BYTES_MAX <= READ_BYTES_MAX as usize);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::{ClusterTime, Ino};
+    use crate::fs::{ClusterTime, Ino, NodeStart};
     use crate::volume::session::sessionless;
 
     #[test]
@@ -167,6 +192,7 @@ mod tests {
             (sessionless(Command::Tick), &none),
             (in_session(Command::Expire { ino: Ino(2), deadline: ClusterTime(1) }), &none),
             (in_session(Command::EndSession { session: SessionId(3), last_seen: ClusterTime(1) }), &none),
+            (sessionless(Command::Node(NodeCommand::Allocate)), &none),
             (sessionless(write(4)), &body),
             (in_session(Command::OpenSession { label: "n".into() }), &none),
             (in_session(write(5)), &body),
@@ -175,6 +201,10 @@ mod tests {
         for (request, body) in refused {
             assert_eq!(may_be_proposed(&request, body), Err(Refusal::Invalid), "{request:?}");
         }
+        let start = NodeStart { instance: 1, incarnation: 1, run: 1, log_end: LogIndex(0) };
+        let started = sessionless(Command::Node(NodeCommand::Start { node: 3, start }));
+        assert_eq!(may_be_proposed(&started, &none), Err(Refusal::Invalid));
+        assert_eq!([None, Some(2), Some(3)].map(|from| is_own_start(from, &started)), [false, false, true]);
         assert_eq!(may_be_proposed(&in_session(write(4)), &body), Ok(()));
         assert_eq!(may_be_proposed(&sessionless(Command::OpenSession { label: "n".into() }), &none), Ok(()));
     }

@@ -17,6 +17,10 @@ pub struct NodeStatus {
     pub version: String,
     /// Number of this process start.
     pub incarnation: u64,
+    /// Drawn at random for this process start.
+    pub run: u64,
+    /// The last entry that is committed and durable in its log.
+    pub holds: u64,
     /// Paths at which this process has mounted the tree.
     pub mounts: Vec<String>,
     /// Where the cs733 protocol is served, if it is.

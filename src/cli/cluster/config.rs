@@ -11,6 +11,7 @@
 use crate::cli::error::{CliError, CliResult, Tried};
 use crate::cli::words::Which;
 use crate::net::NodeId;
+use crate::node::DataDirectory;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::Write;
@@ -99,6 +100,11 @@ impl ClusterDir {
         }
     }
 
+    /// The nodes that can run: not those that were removed from the membership.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeConfig> {
+        self.config.nodes.iter().filter(|node| !DataDirectory::is_of_removed(&self.data(node.id)))
+    }
+
     pub fn config_file(&self) -> PathBuf {
         self.dir.join(FILE)
     }
@@ -124,7 +130,7 @@ impl ClusterDir {
         let mut ids = Vec::new();
         for word in which {
             match word {
-                Which::All => ids.extend(self.config.nodes.iter().map(|n| n.id)),
+                Which::All => ids.extend(self.nodes().map(|n| n.id)),
                 Which::Leader => ids.push(leader.ok_or_else(no_leader)?),
                 Which::Node(id) if self.config.nodes.iter().any(|n| n.id == *id) => ids.push(*id),
                 Which::Node(id) => return Err(CliError::usage(self.no_such_node(*id))),

@@ -18,11 +18,14 @@ use crate::cli::block_on;
 use crate::cli::error::CliResult;
 use crate::cli::output::{Output, warn};
 use crate::cli::remote::Remote;
-use crate::cli::status::{NodeReport, gather, leader, table};
+use crate::cli::status::{NodeReport, gather, leader, table, with_lags};
 use config::{ClusterDir, NodeConfig};
 use process::{Duty, Server};
 use serde_json::json;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How long a node that has answered may take to say who the members are.
+const JOINED_PATIENCE: Duration = Duration::from_secs(1);
 
 pub fn run(verb: ClusterVerb, output: Output) -> CliResult {
     match verb {
@@ -37,14 +40,23 @@ pub fn run(verb: ClusterVerb, output: Output) -> CliResult {
 
 /// What each node tells, with what only this machine knows: its process and its mount.
 fn report(cluster: &ClusterDir) -> CliResult<Vec<NodeReport>> {
-    let nodes: Vec<_> = cluster.config.nodes.iter().map(|node| (node.id, node.address)).collect();
+    let nodes: Vec<_> = cluster.nodes().collect();
     let remote = Remote::of_cluster(cluster, Duration::from_secs(5))?;
-    let mut reports = block_on(async { Ok(gather(&remote, nodes).await) })?;
-    for (report, node) in reports.iter_mut().zip(&cluster.config.nodes) {
+    let mut reports = block_on(async { Ok(gather(&remote, nodes.iter().map(|node| (node.id, node.address))).await) })?;
+    for (report, node) in reports.iter_mut().zip(nodes) {
         report.pid = server(cluster, node).map(|server| server.pid).or(report.pid);
         report.mount = node.mount.clone();
     }
-    Ok(reports)
+    let joined = block_on(async { Ok(joined(&remote, &reports).await) })?;
+    Ok(with_lags(reports.into_iter().chain(joined).collect()))
+}
+
+/// Nodes that have joined the cluster since, and that this directory knows nothing of.
+async fn joined(remote: &Remote, reports: &[NodeReport]) -> Vec<NodeReport> {
+    let Some(one) = reports.iter().find(|report| report.answers()) else { return Vec::new() };
+    let members = remote.members_at(one.address, Instant::now() + JOINED_PATIENCE).await;
+    let others = members.into_iter().filter(|(node, _)| reports.iter().all(|report| report.id != *node));
+    gather(remote, others).await
 }
 
 fn server(cluster: &ClusterDir, node: &NodeConfig) -> Option<Server> {

@@ -46,7 +46,7 @@ pub fn start(args: StartArgs, output: Output) -> CliResult {
         // Of a start that failed nothing stays behind: the directory goes if it is empty.
         false => make(&args).inspect_err(|_| drop(fs::remove_dir(&args.at.dir)))?,
     };
-    let all: Vec<_> = cluster.config.nodes.iter().collect();
+    let all: Vec<_> = cluster.nodes().collect();
     bring_up(&cluster, &all, args.timeout)?;
     if !rustix::process::geteuid().is_root() {
         let remote = Remote::of_cluster(&cluster, args.timeout)?;
@@ -136,7 +136,9 @@ fn make(args: &StartArgs) -> CliResult<ClusterDir> {
 
 fn init_all(cluster: &ClusterDir, members: &BTreeMap<NodeId, SocketAddr>) -> CliResult {
     let mut nodes = cluster.config.nodes.iter();
-    nodes.try_for_each(|node| serve::make_identity(&cluster.data(node.id), cluster.config.cluster, node.id, members))
+    nodes.try_for_each(|node| {
+        serve::make_identity(&cluster.data(node.id), cluster.config.cluster, node.id, members, false)
+    })
 }
 
 fn layout(args: &StartArgs) -> CliResult<Vec<NodeConfig>> {

@@ -200,6 +200,23 @@ fn lives() -> Vec<BoxedStrategy<Command>> {
             .prop_map(|(id, seen)| Command::EndSession { session: SessionId(id), last_seen: ClusterTime(seen) })
             .boxed(),
         (ino(), number()).prop_map(|(ino, at)| Command::Expire { ino, deadline: ClusterTime(at) }).boxed(),
+        nodes().prop_map(Command::Node).boxed(),
+    ]
+}
+
+fn nodes() -> impl Strategy<Value = NodeCommand> {
+    let start = (0..2_u64, 0..4_u64, 0..4_u64, number()).prop_map(|(instance, incarnation, run, end)| NodeStart {
+        instance: instance.into(),
+        incarnation,
+        run,
+        log_end: LogIndex(end),
+    });
+    let holds =
+        (0..5_u64, 0..4_u64, number()).prop_map(|(node, run, upto)| NodeHolds { node, run, upto: LogIndex(upto) });
+    prop_oneof![
+        Just(NodeCommand::Allocate),
+        (0..5_u64, start).prop_map(|(node, start)| NodeCommand::Start { node, start }),
+        proptest::collection::vec(holds, 0..4).prop_map(NodeCommand::Holds),
     ]
 }
 

@@ -8,7 +8,7 @@ use super::*;
 const COMMANDS: &str = include_str!("commands.hex");
 const ITEMS: &str = include_str!("items.hex");
 const OUTCOMES: &str = include_str!("outcomes.hex");
-const STATE_HASH: &str = "0ac3770605caea20f0e21b95139a0b54";
+const STATE_HASH: &str = "acf7052ebeac84bb6aba1e5bd9ff899f";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -124,9 +124,16 @@ fn about_locks() -> Vec<Command> {
     ]
 }
 
+fn about_nodes() -> Vec<Command> {
+    let start = NodeStart { instance: 1 << 100, incarnation: 2, run: 3, log_end: LogIndex(4) };
+    let holds = NodeHolds { node: 5, run: 6, upto: LogIndex(7) };
+    let commands = [NodeCommand::Allocate, NodeCommand::Start { node: 8, start }, NodeCommand::Holds(vec![holds])];
+    commands.map(Command::Node).into()
+}
+
 #[test]
 fn requests_in_old_logs_are_read() {
-    let groups = [about_sessions(), about_names(), about_contents(), about_attributes(), about_locks()];
+    let groups = [about_sessions(), about_names(), about_contents(), about_attributes(), about_locks(), about_nodes()];
     let requests: Vec<Request> =
         groups.concat().into_iter().map(|command| request(SessionId(1), 2, 1, USER, command)).collect();
     compare(COMMANDS, &requests);
@@ -149,6 +156,9 @@ fn sample() -> State {
     play.run(Command::SetExpiry { ino: directory, expiry: ExpiryChange::After { ns: SECOND } }).unwrap();
     let (owner, range) = (LockOwner::Posix(1), LockRange { start: 0, end: 9 });
     play.run(Command::Lock { ino: file, owner, range, mode: LockMode::Shared, pid: 4, wait: false }).unwrap();
+    play.state.set_members(play.state.applied(), &[1, 2]);
+    let start = NodeStart { instance: 1, incarnation: 1, run: 1, log_end: LogIndex(0) };
+    play.lead(Command::Node(NodeCommand::Start { node: 2, start })).unwrap();
     play.unlink("nothing").unwrap_err();
     play.run(Command::Unlink { parent: directory, name: super::name("f"), expected: Some(file) }).unwrap();
     play.state
@@ -178,6 +188,7 @@ fn old_replies_are_read() {
         Reply::Copied(2),
         Reply::Locked { generation: 3 },
         Reply::Waiting,
+        Reply::Node(5),
     ];
     let refusals = [
         Refusal::NoSuchName,

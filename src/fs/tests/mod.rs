@@ -15,6 +15,7 @@ mod bytes;
 mod endings;
 mod exactly_once;
 mod formats;
+mod nodes;
 mod tree;
 mod versions;
 

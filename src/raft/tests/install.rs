@@ -30,14 +30,21 @@ async fn take(cluster: &mut Cluster) -> (Taken, State) {
 async fn boot(disk: &SimulatedDisk, seed: u64, members: &BTreeMap<NodeId, SocketAddr>) -> Option<Replica> {
     let options = Options { segment_bytes: 1 << 20, cache_bytes: 0, seed, threading: Threading::Own };
     let log = Log::open_on(Arc::new(disk.clone()), options).ok()?;
-    let own = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(2), incarnation: 1000 + seed };
+    let incarnation = 1000 + seed;
+    let start =
+        Start { incarnation, run: incarnation, log_end: log.state().last.map_or(0, |id| id.index), ..Start::default() };
+    let own = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(2), start };
     Replica::start_tuned(own, log, members.clone(), TIMING, TUNING).await.ok()
 }
 
 /// Send a snapshot as a leader would; `true`: it was installed.
 async fn offer(to: &Replica, (meta, items): &Taken, transfer: u64) -> bool {
-    let caller =
-        Caller { address: ([127, 0, 0, 1], 1).into(), node: Some(1), incarnation: 1, purpose: Purpose::Snapshot };
+    let caller = Caller {
+        address: ([127, 0, 0, 1], 1).into(),
+        node: Some(1),
+        start: Start::default(),
+        purpose: Purpose::Snapshot,
+    };
     let vote = (&Vote::new_committed(1000, 1)).into();
     let mut body = BytesMut::new();
     assert!(items.iter().all(|item| messages::push_item(&mut body, item)));

@@ -1,0 +1,540 @@
+//! Who is in the cluster, and how that changes.
+//!
+//! A new node is a *learner* first: it gets the log and has no vote. When it has caught up, the leader makes it a *voter*,
+//! if that is what it shall become; one that replaces another takes its place in the same step. Voters change through two
+//! sets of voters at once (joint consensus), so any number of them may change together without two majorities that do not
+//! meet. (Ongaro's thesis, chapter 4; openraft, `docs/cluster_control/joint-consensus.md`.)
+//!
+//! What is refused is decided here before openraft is asked: openraft would begin a change that the remaining voters cannot
+//! finish, and wait.
+//!
+//! Decision: what a learner shall become stands in the membership itself, and whoever leads sees to it. So `join` needs
+//! nobody who waits for the new node to catch up, and a change of leaders in between does not matter; a change that was
+//! left half done, with two sets of voters, is finished by the next leader too.
+//!
+//! Decision: a leader that shall be removed first hands its lead to another. Cost: one more change of leaders than if it
+//! led its own removal, which openraft can do but which has been the more fragile way (its issues 2091 and 2098).
+
+use super::replica::{Replica, ReplicaError};
+use super::types::*;
+use crate::fs::{NodeCommand, Outcome, Reply};
+use crate::net::NodeId;
+use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::raft::Precondition;
+use openraft::{ChangeMembers, Instant, RaftMetrics};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// A learner that lacks no more entries than this has caught up: what is left is on its way.
+const LAG_ENTRIES_MAX: u64 = 256;
+/// How long the lead may take to pass to another node.
+const HAND_OVER_TIME: Duration = Duration::from_secs(3);
+
+/// A node of the membership.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// `HOST:PORT`, where the others reach it.
+    pub address: String,
+    /// For people; may be empty.
+    pub name: String,
+    /// Of a learner.
+    pub becomes: Becomes,
+}
+
+/// What a learner shall become once it has caught up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Becomes {
+    #[default]
+    Voter,
+    /// A voter, in the place of this node, which goes in the same step.
+    Instead(NodeId),
+    /// It stays one until it is promoted.
+    Learner,
+}
+
+/// What an operator may ask for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemberChange {
+    /// A new node, as a learner; its number comes back.
+    Add {
+        address: SocketAddr,
+        name: String,
+        becomes: Becomes,
+    },
+    /// A learner that has caught up becomes a voter now.
+    Promote {
+        node: NodeId,
+    },
+    Remove {
+        node: NodeId,
+    },
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemberChanged {
+    Added {
+        node: NodeId,
+    },
+    Promoted {
+        node: NodeId,
+    },
+    Removed {
+        node: NodeId,
+    },
+    /// It was so already.
+    Nothing {
+        node: NodeId,
+    },
+}
+
+/// Why it was not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemberError {
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
+    /// It would harm the cluster, or makes no sense; nothing was changed.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// The membership as one node knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Roster {
+    pub leader: Option<NodeId>,
+    /// The voters are about to change: two sets of them count.
+    pub changing: bool,
+    pub nodes: BTreeMap<NodeId, RosterEntry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RosterEntry {
+    pub member: Member,
+    pub voter: bool,
+    /// Number of its last start that the cluster knows.
+    pub incarnation: Option<u64>,
+    /// Its log is known to the whole cluster to reach so far durably.
+    pub holds: u64,
+    /// Entries of the leader's log that the node is not known to have; only the leader tells.
+    pub lag: Option<u64>,
+    /// It has answered lately; only the leader tells.
+    pub answers: Option<bool>,
+}
+
+/// What decides about a change: the membership, and who is well.
+#[derive(Clone, Debug)]
+struct View {
+    own: NodeId,
+    configs: Vec<BTreeSet<NodeId>>,
+    nodes: BTreeMap<NodeId, Member>,
+    /// Nodes that have answered lately, this one included.
+    alive: BTreeSet<NodeId>,
+    /// Entries of this log that each other node is not known to have.
+    lags: BTreeMap<NodeId, u64>,
+    /// Whose start is known to the cluster.
+    started: BTreeSet<NodeId>,
+}
+
+/// What a leader does by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Leave the old set of voters.
+    Finish,
+    Promote {
+        node: NodeId,
+        instead: Option<NodeId>,
+    },
+}
+
+impl Member {
+    pub fn at(address: impl ToString) -> Member {
+        Member { address: address.to_string(), name: String::new(), becomes: Becomes::Voter }
+    }
+}
+
+impl View {
+    fn voters(&self) -> BTreeSet<NodeId> {
+        self.configs.iter().flatten().copied().collect()
+    }
+
+    fn is_changing(&self) -> bool {
+        self.configs.len() > 1
+    }
+
+    fn known(&self, node: NodeId) -> Result<&Member, String> {
+        let list = || self.nodes.keys().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        self.nodes.get(&node).ok_or_else(|| format!("node {node} is no member: the members are {}", list()))
+    }
+
+    /// Would these voters have a majority that answers?
+    fn must_live(&self, voters: &BTreeSet<NodeId>, what: &str) -> Result<(), String> {
+        let (alive, all) = (voters.intersection(&self.alive).count(), voters.len());
+        let silent: Vec<_> = voters.difference(&self.alive).map(u64::to_string).collect();
+        match (all, alive > all / 2) {
+            (0, _) => Err(format!("{what} would leave the cluster without a voter")),
+            (_, true) => Ok(()),
+            _ => Err(format!(
+                "{what} would leave {all} voters of which only {alive} answer, and nothing could be changed any more: first \
+                 start node {}, or replace it",
+                silent.join(", ")
+            )),
+        }
+    }
+
+    fn must_be_settled(&self) -> Result<(), String> {
+        match self.is_changing() {
+            true => Err("another change of the membership is under way: wait a moment and try again".into()),
+            false => Ok(()),
+        }
+    }
+
+    fn may_add(&self, address: SocketAddr, becomes: Becomes) -> Result<(), String> {
+        let replaced = match becomes {
+            Becomes::Instead(node) => Some(self.known(node).map(|_| node)?),
+            Becomes::Voter | Becomes::Learner => None,
+        };
+        let is_there =
+            |(node, member): &(&NodeId, &Member)| Some(**node) != replaced && member.address.parse() == Ok(address);
+        if let Some((node, _)) = self.nodes.iter().find(is_there) {
+            return Err(format!("{address} is node {node}'s address: give the new node one of its own"));
+        }
+        let rival = |member: &&Member| replaced.is_some() && member.becomes == becomes;
+        let rival = self.nodes.iter().find(|(node, member)| rival(member) && !self.voters().contains(node));
+        match (rival, replaced) {
+            (Some((node, _)), Some(old)) => Err(format!(
+                "node {node} is about to replace node {old} already: start it, or give it up with `keelfs member remove {node}`"
+            )),
+            _ => self.must_be_settled(),
+        }
+    }
+
+    fn may_promote(&self, node: NodeId) -> Result<(), String> {
+        self.known(node)?;
+        self.must_be_settled()?;
+        if !self.alive.contains(&node) || !self.started.contains(&node) {
+            return Err(format!("node {node} does not answer: start it, and promote it when it has caught up"));
+        }
+        let lag = self.lags.get(&node).copied().unwrap_or(u64::MAX);
+        if lag > LAG_ENTRIES_MAX {
+            let lag = if lag == u64::MAX { "everything".into() } else { format!("{lag} entries") };
+            return Err(format!("node {node} has not caught up: it lacks {lag}; see `keelfs member list`"));
+        }
+        let mut voters = self.voters();
+        voters.insert(node);
+        self.must_live(&voters, &format!("promoting node {node}"))
+    }
+
+    fn may_remove(&self, node: NodeId) -> Result<(), String> {
+        self.known(node)?;
+        self.must_be_settled()?;
+        let mut voters = self.voters();
+        match voters.remove(&node) {
+            true => self.must_live(&voters, &format!("removing node {node}")),
+            false => Ok(()),
+        }
+    }
+
+    /// What is to be done next without anybody asking.
+    fn due(&self) -> Option<Step> {
+        if self.is_changing() {
+            return Some(Step::Finish);
+        }
+        let voters = self.voters();
+        let learners = self.nodes.iter().filter(|(node, _)| !voters.contains(node));
+        let mut steps = learners.filter_map(|(node, member)| {
+            let instead = match member.becomes {
+                Becomes::Learner => return None,
+                Becomes::Voter => None,
+                // If it has gone meanwhile, there is nothing left to take.
+                Becomes::Instead(old) => Some(old).filter(|old| self.nodes.contains_key(old)),
+            };
+            let mut after = voters.clone();
+            after.insert(*node);
+            instead.map(|old| after.remove(&old));
+            let fit = self.may_promote(*node).is_ok() && self.must_live(&after, "this").is_ok();
+            fit.then_some(Step::Promote { node: *node, instead })
+        });
+        steps.next()
+    }
+
+    /// The voter that is furthest and answers, but for this node.
+    fn heir(&self) -> Option<NodeId> {
+        let others = self.voters().into_iter().filter(|node| *node != self.own && self.alive.contains(node));
+        others.min_by_key(|node| self.lags.get(node).copied().unwrap_or(u64::MAX))
+    }
+}
+
+impl Step {
+    fn change(self) -> Changes {
+        match self {
+            Step::Finish => ChangeMembers::AddVoterIds(BTreeSet::new()),
+            Step::Promote { node, instead: None } => ChangeMembers::AddVoterIds(BTreeSet::from([node])),
+            Step::Promote { node, instead: Some(old) } => ChangeMembers::Batch(vec![
+                ChangeMembers::AddVoterIds(BTreeSet::from([node])),
+                ChangeMembers::RemoveVoters(BTreeSet::from([old])),
+            ]),
+        }
+    }
+}
+
+type Changes = ChangeMembers<NodeId, Member>;
+
+impl Replica {
+    /// Leader only: carry out a change; on return it is committed.
+    pub async fn change_members(&self, change: MemberChange) -> Result<MemberChanged, MemberError> {
+        let view = self.leading_view()?;
+        match change {
+            MemberChange::Add { address, name, becomes } => {
+                view.may_add(address, becomes).map_err(MemberError::Refused)?;
+                self.add_member(Member { address: address.to_string(), name, becomes }).await
+            }
+            MemberChange::Promote { node } if view.voters().contains(&node) => Ok(MemberChanged::Nothing { node }),
+            MemberChange::Promote { node } => {
+                view.may_promote(node).map_err(MemberError::Refused)?;
+                self.change(ChangeMembers::AddVoterIds(BTreeSet::from([node]))).await?;
+                Ok(MemberChanged::Promoted { node })
+            }
+            MemberChange::Remove { node } => {
+                view.may_remove(node).map_err(MemberError::Refused)?;
+                self.remove_member(&view, node).await
+            }
+        }
+    }
+
+    /// Leader only: what is due without anybody asking. `true`: something was changed.
+    pub async fn tend_members(&self) -> Result<bool, MemberError> {
+        let Ok(view) = self.leading_view() else { return Ok(false) };
+        let Some(step) = view.due() else { return Ok(false) };
+        if let Step::Promote { instead: Some(old), .. } = step
+            && old == view.own
+            && self.hand_over(&view).await.is_some()
+        {
+            return Ok(false);
+        }
+        match step {
+            Step::Finish => tracing::info!("finishing a change of the membership"),
+            Step::Promote { node, instead: None } => tracing::info!("node {node} has caught up and becomes a voter"),
+            Step::Promote { node, instead: Some(old) } => {
+                tracing::info!("node {node} has caught up and takes the place of node {old}")
+            }
+        }
+        self.change(step.change()).await?;
+        Ok(true)
+    }
+
+    async fn add_member(&self, member: Member) -> Result<MemberChanged, MemberError> {
+        let node = match self.propose_alone(NodeCommand::Allocate).await? {
+            Ok(Reply::Node(node)) => node,
+            other => return Err(MemberError::Refused(format!("no number could be given out: {other:?}"))),
+        };
+        self.change(ChangeMembers::AddNodes(BTreeMap::from([(node, member)]))).await?;
+        Ok(MemberChanged::Added { node })
+    }
+
+    async fn remove_member(&self, view: &View, node: NodeId) -> Result<MemberChanged, MemberError> {
+        if node == view.own
+            && let Some(leader) = self.hand_over(view).await
+        {
+            return Err(ReplicaError::NotLeader { leader: Some(leader) }.into());
+        }
+        self.change(match view.voters().contains(&node) {
+            true => ChangeMembers::RemoveVoters(BTreeSet::from([node])),
+            false => ChangeMembers::RemoveNodes(BTreeSet::from([node])),
+        })
+        .await?;
+        Ok(MemberChanged::Removed { node })
+    }
+
+    /// Let another lead; who it then is.
+    async fn hand_over(&self, view: &View) -> Option<NodeId> {
+        let heir = view.heir()?;
+        self.transfer_leader(heir).await.ok()?;
+        let mut leader = self.leader();
+        let passed = leader.wait_for(|leader| leader.is_some_and(|leader| leader != view.own));
+        let passed = tokio::time::timeout(HAND_OVER_TIME, passed).await.ok()?.ok()?;
+        *passed
+    }
+
+    /// Through both steps of a change, if it has two. Guarded by the membership that was looked at.
+    async fn change(&self, change: Changes) -> Result<(), MemberError> {
+        let raft = self.raft().clone();
+        let last_membership_log_id = *self.metrics().membership_config.log_id();
+        let guard = Precondition::LastMembershipLogId { last_membership_log_id };
+        // In a task of its own: both steps are to be done though the asker may go.
+        let changed = tokio::spawn(async move { raft.change_membership_if(change, false, [guard]).await });
+        match changed.await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(self.why_not(error)),
+            Err(_) => Err(ReplicaError::Unknown.into()),
+        }
+    }
+
+    fn why_not(&self, error: RaftError<Types, ClientWriteError<Types>>) -> MemberError {
+        match error {
+            RaftError::Fatal(fatal) => ReplicaError::Stopped { why: fatal.to_string() }.into(),
+            RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+                ReplicaError::NotLeader { leader: forward.leader_id.filter(|leader| *leader != self.id()) }.into()
+            }
+            RaftError::APIError(ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)))
+            | RaftError::APIError(ClientWriteError::PreconditionFailed(_)) => MemberError::Refused(
+                "another change of the membership is under way: wait a moment and try again".into(),
+            ),
+            RaftError::APIError(other) => MemberError::Refused(other.to_string()),
+        }
+    }
+
+    fn leading_view(&self) -> Result<View, ReplicaError> {
+        self.must_lead()?;
+        Ok(self.view(&self.metrics()))
+    }
+
+    fn view(&self, metrics: &RaftMetrics<Types>) -> View {
+        let own = self.id();
+        let membership = metrics.membership_config.membership();
+        let last = metrics.last_log_index.unwrap_or(0);
+        let matched = metrics.replication.iter().flatten();
+        let lag = |id: &Option<LogId>| id.as_ref().map_or(u64::MAX, |id| last.saturating_sub(id.index));
+        let heard = metrics.heartbeat.iter().flatten();
+        let lately = heard.filter(|(_, at)| at.is_some_and(|at| at.elapsed() < self.silence_max()));
+        let root = self.state();
+        let nodes: BTreeMap<_, _> = membership.nodes().map(|(node, member)| (*node, member.clone())).collect();
+        View {
+            own,
+            configs: membership.get_joint_config().clone(),
+            alive: lately.map(|(node, _)| *node).chain([own]).collect(),
+            lags: matched.map(|(node, id)| (*node, lag(id))).chain([(own, 0)]).collect(),
+            started: nodes.keys().copied().filter(|node| root.node_start(*node).is_some()).collect(),
+            nodes,
+        }
+    }
+
+    /// The membership as this node knows it.
+    pub fn roster(&self) -> Roster {
+        let metrics = self.metrics();
+        let (view, root, leads) = (self.view(&metrics), self.state(), self.must_lead().is_ok());
+        let voters = view.voters();
+        let entry = |(node, member): (&NodeId, &Member)| {
+            let entry = RosterEntry {
+                member: member.clone(),
+                voter: voters.contains(node),
+                incarnation: root.node_start(*node).map(|start| start.incarnation),
+                holds: root.node_holds(*node).0,
+                lag: view.lags.get(node).copied().filter(|lag| leads && *lag != u64::MAX),
+                answers: leads.then(|| view.alive.contains(node)),
+            };
+            (*node, entry)
+        };
+        Roster {
+            leader: *self.leader().borrow(),
+            changing: view.is_changing(),
+            nodes: view.nodes.iter().map(entry).collect(),
+        }
+    }
+
+    async fn propose_alone(&self, command: NodeCommand) -> Result<Outcome, ReplicaError> {
+        self.propose(super::replica::alone(crate::fs::Command::Node(command)), bytes::Bytes::new()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(nodes: &[NodeId]) -> BTreeSet<NodeId> {
+        nodes.iter().copied().collect()
+    }
+
+    /// Node 1 leads; all listed as alive have caught up and started.
+    fn view(voters: &[NodeId], learners: &[(NodeId, Becomes)], alive: &[NodeId]) -> View {
+        let at = |node: NodeId, becomes| (node, Member { becomes, ..Member::at(format!("10.0.0.{node}:7700")) });
+        let voting = voters.iter().map(|node| at(*node, Becomes::Voter));
+        View {
+            own: 1,
+            configs: vec![set(voters)],
+            nodes: voting.chain(learners.iter().map(|(node, becomes)| at(*node, *becomes))).collect(),
+            alive: set(alive),
+            lags: alive.iter().map(|node| (*node, 0)).collect(),
+            started: set(alive),
+        }
+    }
+
+    fn refused(result: Result<(), String>, with: &str) {
+        let why = result.unwrap_err();
+        assert!(why.contains(with), "{why}");
+    }
+
+    #[test]
+    fn no_removal_leaves_the_cluster_without_a_majority_that_answers() {
+        let five = view(&[1, 2, 3, 4, 5], &[], &[1, 2, 3]);
+        assert_eq!(five.may_remove(4), Ok(()), "a dead one: three of the remaining four answer");
+        refused(five.may_remove(3), "only 2 answer");
+        refused(five.may_remove(3), "start node 4, 5");
+        refused(five.may_remove(9), "the members are 1, 2, 3, 4, 5");
+        refused(view(&[1], &[], &[1]).may_remove(1), "without a voter");
+        assert_eq!(view(&[1], &[(2, Becomes::Learner)], &[1]).may_remove(2), Ok(()), "a learner never counts");
+    }
+
+    #[test]
+    fn a_learner_votes_only_when_it_answers_and_has_caught_up() {
+        let mut with = view(&[1, 2, 3], &[(6, Becomes::Learner)], &[1, 2, 3, 6]);
+        assert_eq!(with.may_promote(6), Ok(()));
+        with.lags.insert(6, LAG_ENTRIES_MAX + 1);
+        refused(with.may_promote(6), "lacks 257 entries");
+        with.lags.remove(&6);
+        refused(with.may_promote(6), "lacks everything");
+        let silent = view(&[1, 2, 3], &[(6, Becomes::Learner)], &[1, 2, 3]);
+        refused(silent.may_promote(6), "does not answer");
+        with.lags.insert(6, 0);
+        with.started.remove(&6);
+        refused(with.may_promote(6), "does not answer");
+        refused(view(&[1, 2], &[(6, Becomes::Learner)], &[1, 6]).may_promote(4), "no member");
+    }
+
+    #[test]
+    fn an_address_belongs_to_one_node_unless_the_new_one_replaces_it() {
+        let three = view(&[1, 2, 3], &[], &[1, 2]);
+        let (taken, free) = ("10.0.0.3:7700".parse().unwrap(), "10.0.0.6:7700".parse().unwrap());
+        assert_eq!(three.may_add(free, Becomes::Voter), Ok(()));
+        refused(three.may_add(taken, Becomes::Voter), "node 3's address");
+        assert_eq!(three.may_add(taken, Becomes::Instead(3)), Ok(()));
+        refused(three.may_add(free, Becomes::Instead(9)), "no member");
+        let replacing = view(&[1, 2, 3], &[(6, Becomes::Instead(3))], &[1, 2]);
+        refused(replacing.may_add("10.0.0.7:7700".parse().unwrap(), Becomes::Instead(3)), "member remove 6");
+    }
+
+    #[test]
+    fn one_change_at_a_time_and_the_leader_finishes_what_was_left_half_done() {
+        let mut joint = view(&[1, 2, 3], &[(6, Becomes::Voter)], &[1, 2, 3, 6]);
+        joint.configs.push(set(&[1, 2, 3, 6]));
+        assert_eq!(joint.due(), Some(Step::Finish));
+        for refusal in
+            [joint.may_remove(2), joint.may_promote(6), joint.may_add(([10, 0, 0, 9], 1).into(), Becomes::Voter)]
+        {
+            refused(refusal, "under way");
+        }
+    }
+
+    #[test]
+    fn the_leader_promotes_who_is_ready_and_puts_a_replacement_in_its_place_in_one_step() {
+        let ready = view(&[1, 2, 3], &[(6, Becomes::Learner), (7, Becomes::Voter)], &[1, 2, 3, 6, 7]);
+        assert_eq!(ready.due(), Some(Step::Promote { node: 7, instead: None }));
+        assert_eq!(view(&[1, 2, 3], &[(7, Becomes::Voter)], &[1, 2, 3]).due(), None, "it does not answer yet");
+        let replacing = view(&[1, 2, 3], &[(7, Becomes::Instead(3))], &[1, 2, 7]);
+        assert_eq!(replacing.due(), Some(Step::Promote { node: 7, instead: Some(3) }));
+        // Of two voters one is dead: with the new one in its place two of two answer.
+        let pair = view(&[1, 2], &[(7, Becomes::Instead(2))], &[1, 7]);
+        assert_eq!(pair.due(), Some(Step::Promote { node: 7, instead: Some(2) }));
+        let gone = view(&[1, 2], &[(7, Becomes::Instead(3))], &[1, 2, 7]);
+        assert_eq!(gone.due(), Some(Step::Promote { node: 7, instead: None }));
+    }
+
+    #[test]
+    fn the_lead_goes_to_the_voter_that_is_furthest_and_answers() {
+        let mut five = view(&[1, 2, 3, 4], &[(6, Becomes::Learner)], &[1, 2, 3, 6]);
+        five.lags.extend([(2, 9), (3, 4), (4, 0)]);
+        assert_eq!(five.heir(), Some(3));
+        assert_eq!(view(&[1, 2], &[], &[1]).heir(), None);
+    }
+}
