@@ -172,8 +172,7 @@ impl Cluster {
     /// The node beside it first, then the others.
     fn start_mount(&mut self, id: u64) -> Result<(), String> {
         let others = (1..NODES).map(|step| (id - 1 + step) % NODES + 1);
-        let nodes: Vec<String> =
-            std::iter::once(id).chain(others).map(|node| format!("{}:{PORT}", address(node))).collect();
+        let nodes: Vec<String> = std::iter::once(id).chain(others).map(|node| self.address(node)).collect();
         let path = self.node(id).mount.clone();
         let consistency = if self.setup.stale_reads { "local" } else { "strict" };
         let options = format!("timeout={}s,consistency={consistency}", self.setup.timeout_s);
@@ -255,10 +254,16 @@ impl Cluster {
         Client::new(vec![at], self.id).ok()?.status_of(at, deadline).await.ok()
     }
 
-    /// The node that leads in the highest term; one that was paused may still believe in an older one.
+    /// The number of the node at this place. A node that is replaced has another one than its place.
+    pub fn number_at(&self, place: u64) -> Option<u64> {
+        self.statuses().iter().find(|status| place_of(status) == place).map(|status| status.node)
+    }
+
+    /// The place of the node that leads in the highest term, and that; one that was paused may still believe in an older
+    /// one.
     pub fn leader(&self) -> Option<(u64, u64)> {
         let leading = self.statuses().into_iter().filter(|status| status.replica.role == "leader");
-        leading.map(|status| (status.replica.term, status.node)).max().map(|(term, node)| (node, term))
+        leading.map(|status| (status.replica.term, place_of(&status))).max().map(|(term, node)| (node, term))
     }
 
     /// Number and term.
@@ -308,11 +313,26 @@ impl Cluster {
         lines.chain(ended).collect::<Vec<_>>().join("; ")
     }
 
+    pub fn address(&self, place: u64) -> String {
+        format!("{}:{PORT}", address(place))
+    }
+
+    /// Where the nodes are, but for this one, comma-separated; 0: all.
+    pub fn addresses_but(&self, place: u64) -> String {
+        let others = (1..=NODES).filter(|other| *other != place).map(|other| self.address(other));
+        others.collect::<Vec<_>>().join(",")
+    }
+
+    /// A verb of the program, from the middle of the network.
+    pub fn keelfs(&self, words: &[&str]) -> Result<String, String> {
+        let binary = self.setup.binary.to_string_lossy().into_owned();
+        let all: Vec<&str> = std::iter::once(binary.as_str()).chain(words.iter().copied()).collect();
+        host::try_run(&all)
+    }
+
     /// `keelfs check` over all nodes: the JSON that it prints, or what was wrong.
     pub fn check(&self) -> Result<Value, String> {
-        let binary = self.setup.binary.to_string_lossy().into_owned();
-        let nodes: Vec<String> = (1..=NODES).map(|id| format!("{}:{PORT}", address(id))).collect();
-        let told = host::try_run(&[&binary, "check", "--json", "--timeout", "60s", "--node", &nodes.join(",")])?;
+        let told = self.keelfs(&["check", "--json", "--timeout", "60s", "--node", &self.addresses_but(0)])?;
         serde_json::from_str(&told).map_err(|e| format!("keelfs check printed no JSON: {e}: {told}"))
     }
 
@@ -348,6 +368,14 @@ impl Cluster {
             }
         }
         wrong
+    }
+}
+
+/// Places have addresses that end in their number.
+fn place_of(status: &NodeStatus) -> u64 {
+    match status.address {
+        SocketAddr::V4(at) => at.ip().octets()[3].into(),
+        SocketAddr::V6(_) => 0,
     }
 }
 

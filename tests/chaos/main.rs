@@ -147,10 +147,11 @@ fn chosen(words: &Words) -> Result<Vec<&'static Nemesis>, String> {
         (false, true) => nemesis::ALL.iter().map(|nemesis| nemesis.name).collect(),
         (_, false) => words.nemesis.iter().map(String::as_str).collect(),
     };
+    let binary = binary(words).display().to_string();
     let mut chosen = Vec::new();
     for name in names {
         let nemesis = nemesis::named(name).ok_or_else(|| format!("there is no nemesis {name}; --list lists them"))?;
-        match nemesis.lacks() {
+        match nemesis.lacks(&binary) {
             Some(why) => println!("chaos: SKIPPED: {name}: {why}"),
             None => chosen.push(nemesis),
         }

@@ -4,6 +4,7 @@
 //! not come to what it must come to by itself (a leader, all nodes whole).
 
 mod clock;
+mod members;
 mod network;
 mod processes;
 mod storage;
@@ -31,6 +32,8 @@ pub enum Needs {
     PacketFilter,
     Clocks,
     StarvingDisk,
+    /// The verbs that change the membership.
+    MemberVerbs,
 }
 
 /// True: the fault happened.
@@ -107,6 +110,8 @@ pub const ALL: &[Nemesis] = &[
     Nemesis { errors: &["ENOSPC"], ..plain("full-leader", "17", storage::full_leader) },
     Nemesis { errors: &["ENOSPC"], ..plain("full-followers", "18", storage::full_followers) },
     plain("slow-disk", "20", storage::slow_disk),
+    Nemesis { needs: Needs::MemberVerbs, ..plain("replace", "26", members::replace) },
+    Nemesis { needs: Needs::MemberVerbs, ..plain("remove-leader", "26", members::remove_leader) },
     Nemesis { needs: Needs::Clocks, ..plain("clock", "28", clock::shift) },
 ];
 
@@ -115,9 +120,12 @@ pub fn named(name: &str) -> Option<&'static Nemesis> {
 }
 
 impl Nemesis {
-    /// Why it cannot be done on this machine.
-    pub fn lacks(&self) -> Option<&'static str> {
+    /// Why it cannot be done on this machine, to this program.
+    pub fn lacks(&self, binary: &str) -> Option<&'static str> {
         match self.needs {
+            Needs::MemberVerbs if host::try_run(&[binary, "member", "--help"]).is_err() => {
+                Some("the program has no verb `member`")
+            }
             Needs::PacketFilter if !host::has("nft") => Some("nft is missing (Debian package nftables)"),
             Needs::Clocks if libfaketime().is_none() => Some("libfaketime is missing (Debian package faketime)"),
             _ => None,
