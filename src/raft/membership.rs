@@ -6,7 +6,8 @@
 //! meet. (Ongaro's thesis, chapter 4; openraft, `docs/cluster_control/joint-consensus.md`.)
 //!
 //! What is refused is decided here before openraft is asked: openraft would begin a change that the remaining voters cannot
-//! finish, and wait.
+//! finish, and until they can, nothing else would be committed either. So who is counted on must have answered since the
+//! change was asked for, not only a moment ago.
 //!
 //! Decision: what a learner shall become stands in the membership itself, and whoever leads sees to it. So `join` needs
 //! nobody who waits for the new node to catch up, and a change of leaders in between does not matter; a change that was
@@ -29,6 +30,9 @@ use std::time::Duration;
 
 /// A learner that lacks no more entries than this has caught up: what is left is on its way.
 const LAG_ENTRIES_MAX: u64 = 256;
+/// How often it is looked who has answered.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+const UNDER_WAY: &str = "another change of the membership is under way: wait a moment and try again";
 /// How long the lead may take to pass to another node.
 const HAND_OVER_TIME: Duration = Duration::from_secs(3);
 
@@ -129,7 +133,9 @@ struct View {
     own: NodeId,
     configs: Vec<BTreeSet<NodeId>>,
     nodes: BTreeMap<NodeId, Member>,
-    /// Nodes that have answered lately, this one included.
+    /// The last change of it is committed.
+    settled: bool,
+    /// Nodes that answer, this one included.
     alive: BTreeSet<NodeId>,
     /// Entries of this log that each other node is not known to have.
     lags: BTreeMap<NodeId, u64>,
@@ -184,8 +190,8 @@ impl View {
     }
 
     fn must_be_settled(&self) -> Result<(), String> {
-        match self.is_changing() {
-            true => Err("another change of the membership is under way: wait a moment and try again".into()),
+        match self.is_changing() || !self.settled {
+            true => Err(UNDER_WAY.into()),
             false => Ok(()),
         }
     }
@@ -238,6 +244,9 @@ impl View {
 
     /// What is to be done next without anybody asking.
     fn due(&self) -> Option<Step> {
+        if !self.settled {
+            return None;
+        }
         if self.is_changing() {
             return Some(Step::Finish);
         }
@@ -284,7 +293,7 @@ type Changes = ChangeMembers<NodeId, Member>;
 impl Replica {
     /// Leader only: carry out a change; on return it is committed.
     pub async fn change_members(&self, change: MemberChange) -> Result<MemberChanged, MemberError> {
-        let view = self.leading_view()?;
+        let view = self.asked_view().await?;
         match change {
             MemberChange::Add { address, name, becomes } => {
                 view.may_add(address, becomes).map_err(MemberError::Refused)?;
@@ -305,7 +314,10 @@ impl Replica {
 
     /// Leader only: what is due without anybody asking. `true`: something was changed.
     pub async fn tend_members(&self) -> Result<bool, MemberError> {
-        let Ok(view) = self.leading_view() else { return Ok(false) };
+        if self.must_lead().is_err() || self.view(&self.metrics(), None).due().is_none() {
+            return Ok(false);
+        }
+        let view = self.asked_view().await?;
         let Some(step) = view.due() else { return Ok(false) };
         if let Step::Promote { instead: Some(old), .. } = step
             && old == view.own
@@ -378,31 +390,40 @@ impl Replica {
                 ReplicaError::NotLeader { leader: forward.leader_id.filter(|leader| *leader != self.id()) }.into()
             }
             RaftError::APIError(ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)))
-            | RaftError::APIError(ClientWriteError::PreconditionFailed(_)) => MemberError::Refused(
-                "another change of the membership is under way: wait a moment and try again".into(),
-            ),
+            | RaftError::APIError(ClientWriteError::PreconditionFailed(_)) => MemberError::Refused(UNDER_WAY.into()),
             RaftError::APIError(other) => MemberError::Refused(other.to_string()),
         }
     }
 
-    fn leading_view(&self) -> Result<View, ReplicaError> {
-        self.must_lead()?;
-        Ok(self.view(&self.metrics()))
+    /// The leader's view, of which those are alive that have answered since it was asked for.
+    async fn asked_view(&self) -> Result<View, ReplicaError> {
+        let (begun, patience) = (std::time::Instant::now(), self.silence_max() / 2);
+        loop {
+            self.must_lead()?;
+            let view = self.view(&self.metrics(), Some(begun));
+            if view.alive.len() == view.nodes.len() || begun.elapsed() >= patience {
+                return Ok(view);
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
     }
 
-    fn view(&self, metrics: &RaftMetrics<Types>) -> View {
+    /// `since`: alive are those that have answered since then; else those that have answered lately.
+    fn view(&self, metrics: &RaftMetrics<Types>, since: Option<std::time::Instant>) -> View {
         let own = self.id();
         let membership = metrics.membership_config.membership();
         let last = metrics.last_log_index.unwrap_or(0);
         let matched = metrics.replication.iter().flatten();
         let lag = |id: &Option<LogId>| id.as_ref().map_or(u64::MAX, |id| last.saturating_sub(id.index));
         let heard = metrics.heartbeat.iter().flatten();
-        let lately = heard.filter(|(_, at)| at.is_some_and(|at| at.elapsed() < self.silence_max()));
+        let within = since.map_or(self.silence_max(), |since| since.elapsed());
+        let lately = heard.filter(|(_, at)| at.is_some_and(|at| at.elapsed() <= within));
         let root = self.state();
         let nodes: BTreeMap<_, _> = membership.nodes().map(|(node, member)| (*node, member.clone())).collect();
         View {
             own,
             configs: membership.get_joint_config().clone(),
+            settled: metrics.committed_membership_config == metrics.membership_config,
             alive: lately.map(|(node, _)| *node).chain([own]).collect(),
             lags: matched.map(|(node, id)| (*node, lag(id))).chain([(own, 0)]).collect(),
             started: nodes.keys().copied().filter(|node| root.node_start(*node).is_some()).collect(),
@@ -413,7 +434,7 @@ impl Replica {
     /// The membership as this node knows it.
     pub fn roster(&self) -> Roster {
         let metrics = self.metrics();
-        let (view, root, leads) = (self.view(&metrics), self.state(), self.must_lead().is_ok());
+        let (view, root, leads) = (self.view(&metrics, None), self.state(), self.must_lead().is_ok());
         let voters = view.voters();
         let entry = |(node, member): (&NodeId, &Member)| {
             let entry = RosterEntry {
@@ -454,9 +475,16 @@ mod tests {
             own: 1,
             configs: vec![set(voters)],
             nodes: voting.chain(learners.iter().map(|(node, becomes)| at(*node, *becomes))).collect(),
+            settled: true,
             alive: set(alive),
             lags: alive.iter().map(|node| (*node, 0)).collect(),
             started: set(alive),
+        }
+    }
+
+    impl View {
+        fn unsettled(self) -> View {
+            View { settled: false, ..self }
         }
     }
 
@@ -508,6 +536,10 @@ mod tests {
     fn one_change_at_a_time_and_the_leader_finishes_what_was_left_half_done() {
         let mut joint = view(&[1, 2, 3], &[(6, Becomes::Voter)], &[1, 2, 3, 6]);
         joint.configs.push(set(&[1, 2, 3, 6]));
+        joint.settled = false;
+        assert_eq!(joint.due(), None, "its first step is not committed yet");
+        refused(view(&[1], &[], &[1]).unsettled().may_add(([10, 0, 0, 9], 1).into(), Becomes::Voter), "under way");
+        joint.settled = true;
         assert_eq!(joint.due(), Some(Step::Finish));
         for refusal in
             [joint.may_remove(2), joint.may_promote(6), joint.may_add(([10, 0, 0, 9], 1).into(), Becomes::Voter)]

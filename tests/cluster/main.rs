@@ -15,4 +15,5 @@ mod contention;
 mod cs733;
 mod faults;
 mod locks;
+mod membership;
 mod newcomer;

@@ -96,6 +96,27 @@ impl Cluster {
         ("127.0.0.1", self.cs733_base + node as u16)
     }
 
+    /// Where a node of this cluster is reached; up to 15 numbers.
+    pub fn address(&self, node: u64) -> String {
+        format!("127.0.0.1:{}", self.cs733_base - 20 + node as u16)
+    }
+
+    /// `keelfs …`, to its end.
+    pub fn keelfs(&self, arguments: &[&str]) -> Finished {
+        run(keelfs().args(arguments), None, COMMAND_LIMIT)
+    }
+
+    /// A node beside those of `cluster start`, whose data directory is [`Cluster::outside`]`(data)`.
+    pub fn serve(&self, data: &str, more: &[&str]) -> Beside {
+        let log = self.outside(&format!("{data}.log"));
+        let to = std::fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log");
+        let mut command = keelfs();
+        command.arg("serve").arg("--data").arg(self.outside(data)).args(more).stdin(std::process::Stdio::null());
+        let from = to.metadata().expect("its size").len();
+        command.stdout(to.try_clone().expect("a handle")).stderr(to);
+        Beside { child: command.spawn().expect("a process"), log, from }
+    }
+
     pub fn directory(&self) -> PathBuf {
         self.root.path().join("cluster")
     }
@@ -187,6 +208,37 @@ impl Cluster {
         let arguments = [OsString::from("check"), "--dir".into(), self.directory().into()];
         let checked = run(keelfs().args(arguments), None, COMMAND_LIMIT).expect_success();
         println!("keelfs check: {}", checked.stdout.trim());
+    }
+}
+
+/// A node that runs beside those of `cluster start`; dropped: killed.
+pub struct Beside {
+    child: std::process::Child,
+    log: PathBuf,
+    /// Where its words begin in the log.
+    from: u64,
+}
+
+impl Beside {
+    /// How it ended by itself, and all that it said. Panics if it does not.
+    pub fn ended(mut self) -> (Option<i32>, String) {
+        let status = process::wait(&mut self.child, PATIENCE).unwrap_or_else(|| panic!("it runs on: {}", self.said()));
+        (status.code(), self.said())
+    }
+
+    pub fn said(&self) -> String {
+        let all = std::fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(all.get(self.from as usize..).unwrap_or_default()).into_owned()
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            println!("--- {}\n{}", self.log.display(), self.said());
+        }
     }
 }
 
