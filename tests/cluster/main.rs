@@ -17,3 +17,4 @@ mod faults;
 mod locks;
 mod membership;
 mod newcomer;
+mod rot;
