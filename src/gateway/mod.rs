@@ -39,6 +39,23 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Pause after a failed accept (usually no file descriptors), so that it is not tried in a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// For those who try what wild bytes do: how many requests and errors a client's bytes come to, sent in these pieces.
+#[doc(hidden)]
+pub fn wild_requests<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> usize {
+    let mut parser = parser::Parser::default();
+    let mut events = 0;
+    for piece in pieces {
+        parser.push(piece);
+        while let Some(event) = parser.next_event() {
+            events += 1;
+            if matches!(event, parser::Event::Lost) {
+                return events;
+            }
+        }
+    }
+    events
+}
+
 /// Serve clients until `stop`; returns when the last connection has ended.
 pub async fn serve(volume: Volume, listener: TcpListener, stop: CancellationToken) {
     let mut clients = JoinSet::new();

@@ -45,6 +45,9 @@ pub const ROW_BYTES: usize = 40;
 /// Largest segment: offsets are 32 bits.
 pub const SEGMENT_BYTES_MAX: u64 = 1 << 31;
 
+/// Largest index that is believed: none is ever reached, and counting on from it overflows nothing.
+const INDEX_MAX: u64 = 1 << 62;
+
 const SEGMENT_MAGIC: &[u8; 8] = b"keelseg\0";
 const TRAILER_MAGIC: &[u8; 8] = b"keelseal";
 const RECORD_MAGIC: &[u8; 4] = b"kREC";
@@ -274,15 +277,22 @@ pub fn decode_record(segment: &SegmentHeader, offset: u32, head: &[u8]) -> Optio
     if head.len() != place.head_bytes() || get_u32(head, 60) != record_crc(segment, offset, head) {
         return None;
     }
+    let kind = Kind::from_byte(head[8])?;
     Some(RecordHeader {
-        kind: Kind::from_byte(head[8])?,
-        id: EntryId { term: get_u64(head, 16), node: get_u64(head, 24), index: get_u64(head, 32) },
+        kind,
+        id: credible(kind, EntryId { term: get_u64(head, 16), node: get_u64(head, 24), index: get_u64(head, 32) })?,
         durable: get_u32(head, 40),
         controls: get_u32(head, 56),
         command: place.command,
         body: place.body,
         command_crc: get_u32(head, 52),
     })
+}
+
+/// An id that a writer may have written.
+fn credible(kind: Kind, id: EntryId) -> Option<EntryId> {
+    let keeps_nothing = kind == Kind::Truncate && id.index == u64::MAX;
+    (id.index <= INDEX_MAX || keeps_nothing).then_some(id)
 }
 
 /// The first block of `blocks` (whole 16 KiB blocks of a body, from block `first`) that does not match the table.
@@ -317,6 +327,9 @@ impl Row {
     }
 
     pub fn decode(segment: &SegmentHeader, bytes: &[u8]) -> Option<Row> {
+        if bytes.len() != ROW_BYTES {
+            return None;
+        }
         let place = Place {
             segment: segment.sequence,
             offset: get_u32(bytes, 24),
@@ -325,7 +338,8 @@ impl Row {
         };
         let id = EntryId { index: get_u64(bytes, 0), term: get_u64(bytes, 8), node: get_u64(bytes, 16) };
         (place.end() <= segment.bytes).then_some(())?;
-        Some(Row { kind: Kind::from_byte(bytes[36])?, id, place })
+        let kind = Kind::from_byte(bytes[36])?;
+        Some(Row { kind, id: credible(kind, id)?, place })
     }
 }
 
@@ -380,7 +394,8 @@ pub fn decode_id(bytes: &[u8]) -> Option<Option<EntryId>> {
     match (bytes.len(), bytes.first()?) {
         (ID_BYTES, 0) => Some(None),
         (ID_BYTES, 1) => {
-            Some(Some(EntryId { term: get_u64(bytes, 1), node: get_u64(bytes, 9), index: get_u64(bytes, 17) }))
+            let id = EntryId { term: get_u64(bytes, 1), node: get_u64(bytes, 9), index: get_u64(bytes, 17) };
+            credible(Kind::Entry, id).map(Some)
         }
         _ => None,
     }

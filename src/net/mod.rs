@@ -124,5 +124,11 @@ impl NetError {
     }
 }
 
+/// For those who try what wild bytes do: whether these begin with a whole frame.
+#[doc(hidden)]
+pub async fn wild_frame(mut bytes: &[u8]) -> bool {
+    frame::read_frame(&mut bytes).await.is_ok()
+}
+
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use super::{Caller, Expulsion, Identity, Message, NodeId, Start};
 use crate::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES_MAX};
 use futures_util::FutureExt;
 use futures_util::future::{Either, ready};
+use std::collections::VecDeque;
 use std::io::Result;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,15 +15,18 @@ use std::time::Duration;
 use tokio::io::BufReader;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Clients connected at one time; peers do not count.
 const CLIENTS_MAX: usize = 1024;
-/// Connections that have not yet said who they are.
-const STRANGERS_MAX: usize = 64;
+/// Connections that have not yet said who they are. One more, and the one that has been silent longest is let go: whoever
+/// means it says hello at once, so a crowd of silent ones keeps nobody out.
+const STRANGERS_MAX: usize = 512;
+/// A client that has been idle for so long is let go when another one needs its place.
+const CLIENT_YIELDS_AFTER: Duration = Duration::from_secs(10);
 /// Calls of one connection that are being handled at one time.
 const CALLS_MAX: usize = 1024;
 /// Bytes of requests of one peer's connection that are being handled.
@@ -53,6 +57,8 @@ pub struct Server<H> {
     own: Identity,
     handler: Arc<H>,
     clients: Arc<Semaphore>,
+    /// Told to all clients when there is no place for another one.
+    crowded: Notify,
     client_bytes: Arc<Semaphore>,
     client_answer_bytes: Arc<Semaphore>,
     stop: CancellationToken,
@@ -66,6 +72,7 @@ impl<H: Handler> Server<H> {
             own,
             handler,
             clients: Arc::new(Semaphore::new(CLIENTS_MAX)),
+            crowded: Notify::new(),
             client_bytes: Arc::new(Semaphore::new(CLIENT_BYTES_MAX)),
             client_answer_bytes: Arc::new(Semaphore::new(CLIENT_ANSWER_BYTES_MAX)),
             stop: stop.clone(),
@@ -77,11 +84,15 @@ impl<H: Handler> Server<H> {
     }
 
     async fn accept(self: Arc<Self>, listener: TcpListener) {
-        let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+        let mut strangers = VecDeque::with_capacity(STRANGERS_MAX);
         loop {
-            let Ok(stranger) = strangers.clone().acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, address)) => {
+                    if strangers.len() >= STRANGERS_MAX {
+                        strangers.pop_front();
+                    }
+                    let stranger = CancellationToken::new();
+                    strangers.push_back(stranger.clone().drop_guard());
                     let server = self.clone();
                     self.tasks.spawn(async move {
                         let stop = server.stop.clone();
@@ -97,17 +108,17 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    async fn welcome(self: Arc<Self>, mut stream: TcpStream, address: SocketAddr, stranger: OwnedSemaphorePermit) {
+    /// `let_go`: others came and this one still has not said who it is.
+    async fn welcome(self: Arc<Self>, mut stream: TcpStream, address: SocketAddr, let_go: CancellationToken) {
         if prepare(&stream).is_err() {
             return;
         }
-        match timeout(HANDSHAKE_TIME, handshake::answer(&mut stream, &self.own, &*self.handler)).await {
-            Ok(Ok(hello)) => {
-                drop(stranger);
-                self.serve(stream, address, hello).await;
-            }
-            Ok(Err(e)) => tracing::warn!("refused a connection from {address}: {e}"),
-            Err(_) => tracing::warn!("refused a connection from {address}: it did not say who it is in time"),
+        let hello = timeout(HANDSHAKE_TIME, handshake::answer(&mut stream, &self.own, &*self.handler));
+        match let_go.run_until_cancelled(hello).await {
+            Some(Ok(Ok(hello))) => self.serve(stream, address, hello).await,
+            Some(Ok(Err(e))) => tracing::warn!("refused a connection from {address}: {e}"),
+            Some(Err(_)) => tracing::warn!("refused a connection from {address}: it did not say who it is in time"),
+            None => tracing::debug!("let go of {address}: it did not say who it is, and others came"),
         }
     }
 
@@ -120,7 +131,10 @@ impl<H: Handler> Server<H> {
             Some(_) => (Arc::new(Semaphore::new(PEER_BYTES_MAX)), None),
             None => match self.clients.clone().try_acquire_owned() {
                 Ok(permit) => (self.client_bytes.clone(), Some(permit)),
-                Err(_) => return tracing::warn!("refused the client {address}: {CLIENTS_MAX} are connected"),
+                Err(_) => {
+                    self.crowded.notify_waiters();
+                    return tracing::warn!("refused the client {address}: {CLIENTS_MAX} are connected");
+                }
             },
         };
         let (read, mut write) = stream.into_split();
@@ -150,13 +164,12 @@ impl<H: Handler> Server<H> {
             answer_room.push(self.client_answer_bytes.clone());
         }
         loop {
-            let prelude = match timeout(idle, frame::read_prelude(&mut read)).await {
-                Err(_) => return Ok(()),
-                Ok(prelude) => match prelude? {
-                    None => return Ok(()),
-                    Some(prelude) => prelude,
-                },
+            let next = timeout(idle, frame::read_prelude(&mut read));
+            let prelude = tokio::select! {
+                prelude = next => prelude,
+                () = self.place_is_needed(&calls), if caller.node.is_none() => return Ok(()),
             };
+            let Some(prelude) = prelude.unwrap_or(Ok(None))? else { return Ok(()) };
             // Before the bytes are taken in, there must be room for them.
             let (call_permit, bytes_permit) = acquire(&calls, &bytes, prelude.bytes()).await?;
             let frame = prelude.read_rest(&mut read).await?;
@@ -181,6 +194,19 @@ impl<H: Handler> Server<H> {
                 // What a peer asked for is finished even if its connection breaks; what a client asked for is not.
                 Some(_) => drop(self.tasks.spawn(handled.map(drop))),
                 None => drop(self.tasks.spawn(gone.clone().run_until_cancelled_owned(handled).map(drop))),
+            }
+        }
+    }
+}
+
+impl<H: Handler> Server<H> {
+    /// Resolves when another client needs the place of this one, which has been idle for a while.
+    async fn place_is_needed(&self, calls: &Semaphore) {
+        tokio::time::sleep(CLIENT_YIELDS_AFTER).await;
+        loop {
+            self.crowded.notified().await;
+            if calls.available_permits() == CALLS_MAX {
+                return;
             }
         }
     }

@@ -400,6 +400,23 @@ pub fn items(mut body: Bytes) -> Result<Vec<Bytes>, CodecError> {
     Ok(items)
 }
 
+/// Whether a message can be decoded, whatever it is of.
+pub fn is_sound(message: &Message) -> bool {
+    match message.kind {
+        APPEND => append_request(message).is_ok(),
+        VOTE | PRE_VOTE => header::<VoteRequest>(message).is_ok(),
+        TRANSFER => header::<Transfer>(message).is_ok(),
+        SNAPSHOT_BEGIN => header::<SnapshotBegin>(message).is_ok_and(|begin| begin.meta.snapshot_meta().is_ok()),
+        SNAPSHOT_ITEMS => header::<SnapshotItems>(message).is_ok() && items(message.body.clone()).is_ok(),
+        SNAPSHOT_END | SNAPSHOT_PROGRESS => header::<SnapshotQuestion>(message).is_ok(),
+        FETCH_BODIES => header::<FetchBodies>(message).is_ok() || header::<FetchedBodies>(message).is_ok(),
+        FETCH_ENTRIES => header::<FetchEntries>(message).is_ok() || fetched_entries(message).is_ok(),
+        HASH_AT => header::<HashAt>(message).is_ok() || header::<HashTold>(message).is_ok(),
+        FETCH_STATE => header::<FetchState>(message).is_ok() || header::<FetchedState>(message).is_ok(),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -64,5 +64,17 @@ pub use payload::{Recorded, recorded};
 pub use replica::{Replica, ReplicaError, ReplicaStatus, Timing, Tuning};
 pub use scrub::{Finding, ScrubStatus};
 
+/// For those who try what wild bytes do: whether these are the command of an entry with a body of this length.
+#[doc(hidden)]
+pub fn wild_command(command: &bytes::Bytes, body_length: u32) -> bool {
+    payload::decode(command, crate::log::Body::Absent(body_length)).is_ok()
+}
+
+/// The same for a message of a peer.
+#[doc(hidden)]
+pub fn wild_message(message: &crate::net::Message) -> bool {
+    messages::is_sound(message)
+}
+
 #[cfg(test)]
 mod tests;

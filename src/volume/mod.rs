@@ -365,5 +365,11 @@ fn check_body(command: &Command, body: &Bytes) -> Result<(), Refusal> {
     }
 }
 
+/// For those who try what wild bytes do: whether this is a request or an answer of this room.
+#[doc(hidden)]
+pub fn wild_message(message: &crate::net::Message) -> bool {
+    protocol::Ask::from_message(message).is_ok() || protocol::Told::from_message(message).is_ok()
+}
+
 #[cfg(test)]
 mod tests;

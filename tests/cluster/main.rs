@@ -18,3 +18,4 @@ mod locks;
 mod membership;
 mod newcomer;
 mod rot;
+mod strangers;
