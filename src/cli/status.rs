@@ -42,6 +42,9 @@ pub struct NodeReport {
     pub compared: Option<Comparison>,
     /// What is stored was last read and verified, with this result.
     pub scrub: Option<ScrubStatus>,
+    /// Bytes that its disk takes before its reserve is touched; whether that is none.
+    pub free_bytes: Option<u64>,
+    pub storage_full: Option<bool>,
     /// On the node's machine.
     pub mount: Option<PathBuf>,
     /// Why a silent node is silent.
@@ -74,6 +77,8 @@ impl NodeReport {
             log_bytes: replica.map(|r| r.log_bytes),
             compared: replica.map(|r| r.compared.clone()),
             scrub: replica.map(|r| r.scrub.clone()),
+            free_bytes: replica.map(|r| r.free_bytes),
+            storage_full: replica.map(|r| r.storage_full),
             mount: told.as_ref().and_then(|told| told.mounts.first()).map(PathBuf::from),
             error,
         }
@@ -125,12 +130,24 @@ fn troubles(report: &NodeReport) -> Vec<String> {
 
 /// The reports as a table for people. The columns that nobody fills are left out.
 pub fn table(reports: &[NodeReport]) -> String {
-    let heads =
-        ["NODE", "ADDRESS", "PID", "ROLE", "TERM", "LAST LOG", "APPLIED", "LAG", "START", "STATE HASH", "MOUNT"];
+    let heads = [
+        "NODE",
+        "ADDRESS",
+        "PID",
+        "ROLE",
+        "TERM",
+        "LAST LOG",
+        "APPLIED",
+        "LAG",
+        "START",
+        "STATE HASH",
+        "STORAGE",
+        "MOUNT",
+    ];
     columns(heads, reports.iter().map(row).collect())
 }
 
-fn row(report: &NodeReport) -> [String; 11] {
+fn row(report: &NodeReport) -> [String; 12] {
     fn or_dash(value: Option<impl ToString>) -> String {
         value.map_or("-".into(), |v| v.to_string())
     }
@@ -146,6 +163,7 @@ fn row(report: &NodeReport) -> [String; 11] {
         or_dash(report.lag),
         or_dash(report.incarnation),
         or_dash(hash),
+        or_dash(report.storage_full.filter(|full| *full).map(|_| "full")),
         or_dash(report.mount.as_ref().map(|path| path.display())),
     ]
 }
@@ -183,6 +201,8 @@ mod tests {
             log_bytes: 1,
             compared: Default::default(),
             scrub: Default::default(),
+            free_bytes: 1 << 30,
+            storage_full: false,
         };
         let (cluster, version) = (uuid::Uuid::nil(), "1".to_string());
         let told = NodeStatus {
@@ -216,5 +236,8 @@ mod tests {
         assert_eq!(lines[0], "NODE  ADDRESS         PID  ROLE    TERM  LAST LOG  APPLIED  LAG  START  STATE HASH");
         assert_eq!(lines[1], "1     127.0.0.1:7701  42   leader  3     9         8        0    6      abababababab");
         assert_eq!(lines[2], "2     127.0.0.1:7702  -    down    -     -         -        -    -      -");
+        let full = NodeReport { storage_full: Some(true), ..report(3, "Follower", 3) };
+        let shown = table(&with_lags(vec![report(1, "Leader", 3), full]));
+        assert!(shown.lines().nth(2).unwrap().ends_with("abababababab  full"), "{shown}");
     }
 }

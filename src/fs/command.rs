@@ -207,6 +207,41 @@ pub enum NodeCommand {
     Holds(Vec<NodeHolds>),
 }
 
+impl Command {
+    /// Whether this makes the tree grow: by data, by an inode, or by what an inode holds. On full disks such commands are
+    /// refused before they are proposed. What only changes, removes or unlocks is not; neither is what a session lives of.
+    pub fn grows(&self) -> bool {
+        match self {
+            Command::Make { .. } | Command::Link { .. } | Command::CopyRange { .. } | Command::SetXattr { .. } => true,
+            Command::Write { length, .. } | Command::Append { length, .. } => *length > 0,
+            Command::Replace { length, .. } => *length > 0,
+            // An empty one may still make the file.
+            Command::Put { .. } => true,
+            Command::Allocate { mode, .. } => !matches!(mode, AllocateMode::PunchHole | AllocateMode::Collapse),
+            Command::Rename { mode, .. } => matches!(mode, RenameMode::Whiteout),
+            Command::SetAcl { acl, .. } => acl.is_some(),
+            Command::OpenSession { .. }
+            | Command::KeepAlive { .. }
+            | Command::CloseSession
+            | Command::EndSession { .. }
+            | Command::Expire { .. }
+            | Command::Tick
+            | Command::Node(_)
+            | Command::Unlink { .. }
+            | Command::RemoveDirectory { .. }
+            | Command::SetAttributes { .. }
+            | Command::RemoveXattr { .. }
+            | Command::SetReplaceIf { .. }
+            | Command::SetExpiry { .. }
+            | Command::SetDefaultTtl { .. }
+            | Command::SetEphemeral { .. }
+            | Command::Lock { .. }
+            | Command::CancelLock { .. }
+            | Command::ReleaseOwner { .. } => false,
+        }
+    }
+}
+
 /// A name in a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {

@@ -48,6 +48,7 @@ pub enum Refusal {
     TooManyLinks,
     #[error("the file would be too large")]
     FileTooLarge,
+    /// Not from apply, which must come to the same everywhere: a leader refuses so what it does not propose.
     #[error("no space left")]
     NoSpace,
     #[error("invalid argument")]

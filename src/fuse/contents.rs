@@ -165,8 +165,8 @@ impl Call {
         }
     }
 
-    /// Of the disk of the node that answers, and of all files. Without a majority they are the files as that node knows
-    /// them: what its disk has left is its own word anyway, and who looks at a broken cluster looks at `df` first.
+    /// Of the cluster's disks, and of all files. Without a majority they are the files as that node knows
+    /// them: who looks at a broken cluster looks at `df` first.
     pub async fn capacity(&self) -> Result<(Capacity, Usage), Errno> {
         let question = |failure| of_failure(&failure, Kind::Question);
         let soon = self.deadline.min(Instant::now() + CAPACITY_TIME);

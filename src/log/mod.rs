@@ -54,7 +54,7 @@ use parking_lot::Mutex;
 pub use lock::DirectoryLock;
 pub use mend::Supply;
 pub use snapshot::SnapshotReader;
-pub use space::{Room, is_full, release_spare};
+pub use space::{Room, is_full};
 
 use crate::limits::SEGMENT_BYTES;
 use disk::{Disk, RealDisk};

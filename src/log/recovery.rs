@@ -179,6 +179,9 @@ fn open_tail(disk: &dyn Disk, segment: Arc<Segment>, replay: &mut Replay) -> Res
     if let Some(at) = torn {
         cut(disk, &segment, &mut scan, at)?;
     }
+    // A copy of a data directory may have holes where nothing was written yet: those must not be met later.
+    relieved(&|| release_spare_of(disk), || segment.file.preallocate(segment.header.bytes))
+        .map_err(|e| segment.io("allocate", e))?;
     harden(&segment, proven, scan.end)?;
     let recorded = recorded_state(&segment, &scan.records)?;
     let rows: Vec<Row> = scan.records.iter().filter_map(row_of).collect();

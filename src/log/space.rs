@@ -2,17 +2,15 @@
 //!
 //! The reserve is files, not a number: spare segments whose blocks are allocated, so that nobody else who fills the disk
 //! can take them. Whatever needs a segment takes a spare; [`Log::replenish`](super::Log::replenish) makes new ones while
-//! the disk has room. A snapshot, the copy of a torn tail, or the number of a start that meets a full disk gives a spare
-//! back to the disk and tries again; all but the last, which is kept for votes and for entries that free space.
+//! the disk has room. A snapshot or the copy of a torn tail that meets a full disk gives a spare back to the disk and tries
+//! again; all but the last, which is kept for votes and for entries that free space.
 //!
-//! Who may use the reserve is decided above: [`Room::free`] leaves it alone, [`Room::with_reserve`] counts all of it but
-//! its last segment.
+//! Who may use how much of it is decided above: see [`Room`].
 //!
 //! Cost: two segments of disk a node (128 MiB), and more if the metadata snapshot is large: half again its size.
 //! On file systems that copy on write, or cannot allocate in advance, the reserve is as firm as they are.
 
 use std::io;
-use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use super::StorageError;
@@ -33,6 +31,8 @@ pub struct Room {
     pub free: u64,
     /// What may be written if all of the reserve is used but its last segment.
     pub with_reserve: u64,
+    /// What may be written at all.
+    pub all: u64,
 }
 
 /// Whether an error means that there is no room, rather than that the disk has failed.
@@ -60,16 +60,7 @@ pub fn spare_name(sequence: u32) -> String {
     format!("{sequence:016}{SPARE}")
 }
 
-/// Give one spare of the log in `directory` back to the disk. Only while the log is not open. False: there is none.
-pub fn release_spare(directory: &Path) -> io::Result<bool> {
-    let spare = std::fs::read_dir(directory)?
-        .flatten()
-        .find(|entry| entry.file_name().to_str().is_some_and(is_spare))
-        .map(|entry| entry.path());
-    spare.map_or(Ok(false), |path| std::fs::remove_file(path).map(|()| true))
-}
-
-/// The same on a disk that is being recovered; the last one stays.
+/// Give one spare back to a disk that is being recovered; the last one stays.
 pub fn release_spare_of(disk: &dyn Disk) -> bool {
     let names = disk.list().unwrap_or_default();
     let spares: Vec<_> = names.iter().filter(|name| is_spare(name)).collect();
@@ -98,6 +89,7 @@ impl Shared {
             free: (segments * segment + rest).saturating_sub(self.spares_wanted() as u64 * segment),
             // Without another segment, what is left of this one is for votes.
             with_reserve: segments.checked_sub(1).map_or(0, |more| more * segment + rest),
+            all: segments * segment + rest,
         }
     }
 

@@ -64,14 +64,27 @@ impl From<&StorageError> for NodeError {
             StorageError::Format { .. } => Exit::Failed,
             StorageError::InUse { .. } => Exit::InUse,
         };
-        let advice = match exit {
-            Exit::Damaged => {
-                ". This node must not go on with it: replace it by a new one (keelfs member replace), which fetches its \
-                 data from the others; keep the directory until that has worked"
-            }
-            _ => "",
-        };
-        NodeError::new(exit, format!("{error}{advice}"))
+        NodeError::new(exit, format!("{error}{}", advice(error)))
+    }
+}
+
+/// What to do about it, where the error itself does not say so.
+fn advice(error: &StorageError) -> &'static str {
+    match error {
+        StorageError::Io { .. } if error.is_full() => {
+            "; the disk is full, and so is what was kept in reserve. Nothing that was acknowledged is lost: make room on that \
+             file system, then start the node again"
+        }
+        StorageError::Io { .. } => {
+            "; what was being written was not acknowledged, all else is kept. Look at the disk (dmesg, smartctl): if it is \
+             sound start the node again, else replace the node with a new one"
+        }
+        StorageError::InUse { .. } => "; stop that process, or name another data directory",
+        StorageError::Format { .. } => "; start it with a build that reads this format",
+        StorageError::Damaged { .. } | StorageError::NoBody { .. } => {
+            ". This node must not go on with it: replace it by a new one (keelfs member replace), which fetches its data from \
+             the others; keep the directory until that has worked"
+        }
     }
 }
 

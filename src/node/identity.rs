@@ -4,6 +4,7 @@
 //! identity.toml   cluster, node, instance, format, the members of the first day, whether the cluster has been initialised
 //!                 from here, whether the node has been removed
 //! incarnation     number of the last start; raised and synced before a start does anything that others can see
+//! reserve         a few blocks, so that a node can start on a full disk
 //! log/            the log's; made by `init` too, so that its absence is a loss and not a beginning
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! Cost: a disk that is lost means a new node number (`member replace`), never a repair in place.
 
 use super::exit::{Exit, NodeError};
+use crate::log::is_full;
 use crate::net::NodeId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -30,6 +32,8 @@ const FORMAT: u32 = 2;
 const NODE_MAX: NodeId = u32::MAX as NodeId;
 const IDENTITY: &str = "identity.toml";
 const INCARNATION: &str = "incarnation";
+const RESERVE: &str = "reserve";
+const RESERVE_BYTES: u64 = 64 << 10;
 
 /// What `init` is told.
 #[derive(Clone, Debug)]
@@ -186,8 +190,32 @@ impl DataDirectory {
                 ),
             )
         })?;
-        write_synced(&file, format!("{next}\n").as_bytes())?;
+        let number = format!("{next}\n");
+        let written = match replace_synced(&file, number.as_bytes()) {
+            // A full disk does not keep a node from starting: it is needed to free space.
+            Err(e) if is_full(&e) && self.release_reserve() => replace_synced(&file, number.as_bytes()),
+            other => other,
+        };
+        written.map_err(|e| not_written(&file, &e))?;
+        self.fill_reserve();
         Ok(next)
+    }
+
+    /// Have some blocks that nobody else gets, for the next start on a full disk.
+    fn fill_reserve(&self) {
+        let reserve = self.path.join(RESERVE);
+        if reserve.metadata().is_ok_and(|metadata| metadata.len() == RESERVE_BYTES) {
+            return;
+        }
+        if let Err(e) = std::fs::write(&reserve, vec![0xff; RESERVE_BYTES as usize]) {
+            tracing::warn!("cannot make {}: {e}", reserve.display());
+        }
+    }
+
+    /// False: there is nothing to release.
+    fn release_reserve(&self) -> bool {
+        let released = std::fs::remove_file(self.path.join(RESERVE)).and_then(|()| File::open(&self.path)?.sync_all());
+        released.is_ok()
     }
 
     /// The first membership is in the log: never write it again.
@@ -263,17 +291,22 @@ fn make_private(path: &Path) -> Result<(), NodeError> {
     std::fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(|e| failed("protect", path, &e))
 }
 
-/// Replace a small file so that after a power cut it is the old one or the new one.
 fn write_synced(file: &Path, bytes: &[u8]) -> Result<(), NodeError> {
+    replace_synced(file, bytes).map_err(|e| not_written(file, &e))
+}
+
+/// Replace a small file so that after a power cut it is the old one or the new one.
+fn replace_synced(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let new = file.with_extension("new");
-    let write = || {
-        let mut to = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        to.write_all(bytes)?;
-        to.sync_all()?;
-        std::fs::rename(&new, file)?;
-        File::open(file.parent().unwrap_or(Path::new(".")))?.sync_all()
-    };
-    write().map_err(|e: std::io::Error| NodeError { exit: Exit::StorageFailed, ..failed("write", file, &e) })
+    let mut to = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    to.write_all(bytes)?;
+    to.sync_all()?;
+    std::fs::rename(&new, file)?;
+    File::open(file.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn not_written(file: &Path, error: &std::io::Error) -> NodeError {
+    NodeError { exit: Exit::StorageFailed, ..failed("write", file, error) }
 }
 
 fn failed(what: &str, path: &Path, why: &dyn std::fmt::Display) -> NodeError {

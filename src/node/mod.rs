@@ -118,7 +118,7 @@ impl Node {
                 .await
                 .map_err(|e| refine(&e, "start raft"))?;
         fatal.watch_replica(replica.clone(), directory.path.clone());
-        let local = Local::new(replica.clone(), own.clone(), directory.path.clone());
+        let local = Local::new(replica.clone(), own.clone());
         tokio::spawn(members::heed_expulsion(replica.clone(), directory.clone(), fatal.clone()));
         let status = status_of(&directory, &options, start, replica.clone(), address, cs733.as_ref());
         let (front, back, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());

@@ -196,6 +196,9 @@ impl Fetcher {
         mut body: Bytes,
         dead: &mut Vec<u64>,
     ) -> io::Result<Vec<u64>> {
+        if self.log.room().with_reserve < body.len() as u64 {
+            return Err(io::Error::other("this node's disk is full: make room on it"));
+        }
         let (mut imports, mut unreadable) = (Vec::new(), Vec::new());
         for (index, found) in asked.into_iter().zip(found) {
             match found {

@@ -165,6 +165,10 @@ impl Target {
         let last = self.log.state().last.map_or(0, |last| last.index);
         let doubtful = self.published.applied().0 + 1..last + 1;
         let bodies = fetcher.fetch_missing(&state, doubtful, told).await?;
+        let (room, needed) = self.log.room_for_snapshot();
+        if room < needed {
+            return Err(io::Error::other("this node's disk is full: there is no room for a snapshot; make room on it"));
+        }
         let received = Received { state, bodies, space };
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(Box::new(received)) };
         let installed = self.raft.install_full_snapshot(begin.vote.into(), snapshot).await;

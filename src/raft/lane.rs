@@ -81,7 +81,7 @@ async fn session(raft: &Raft<Types, Machine>, first: Queued, queue: &mut mpsc::R
                 let goes_on = matches!(answer, Ok(Ok(_)));
                 let message = answer.map_or_else(
                     |fatal| Message::refused(fatal.to_string()),
-                    |result| messages::answer(messages::APPEND, &AppendAnswer::from(AppendEntriesResponse::from(result))),
+                    |result| messages::appended(AppendAnswer::from(AppendEntriesResponse::from(result))),
                 );
                 // The peer may have gone.
                 let _ = replies.pop_front().map(|reply: oneshot::Sender<Message>| reply.send(message));

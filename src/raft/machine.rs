@@ -10,7 +10,7 @@ use super::ending::{Endings, storage_error};
 use super::payload::StoredMeta;
 use super::publish::Published;
 use super::snapshot::{self, Received, SnapshotData};
-use super::store::{blocking, io_error};
+use super::store::{blocking, io_error, is_full};
 use super::types::*;
 use crate::fs::{LogIndex, Stamp, State};
 use crate::log::{EntryId, Log, StorageError};
@@ -198,7 +198,17 @@ impl RaftSnapshotBuilder<Types> for Builder {
             return Ok(Snapshot { meta: SnapshotMeta::default(), snapshot: SnapshotData::OnDisk(self.log.clone()) });
         };
         let (log, state, stored) = (self.log.clone(), self.state.clone(), meta.clone());
-        self.endings.note(blocking(move || snapshot::write(&log, &stored, &state)).await)?;
+        match blocking(move || snapshot::write(&log, &stored, &state)).await {
+            // The one before stays, and so does what it would have let go: a later try may find room.
+            Err(e) if is_full(&e) => {
+                tracing::warn!("no room for a snapshot: {e}");
+                let meta =
+                    snapshot::newest(&self.log)?.map(|meta| meta.snapshot_meta().map_err(io_error)).transpose()?;
+                let snapshot = SnapshotData::OnDisk(self.log.clone());
+                return Ok(Snapshot { meta: meta.unwrap_or_default(), snapshot });
+            }
+            written => self.endings.note(written)?,
+        }
         Ok(Snapshot { meta: meta.snapshot_meta().map_err(io_error)?, snapshot: SnapshotData::OnDisk(self.log.clone()) })
     }
 }

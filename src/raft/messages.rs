@@ -3,6 +3,7 @@
 //! A header is a format byte and bincode. The body of AppendEntries is the bodies of its entries one behind the other; of
 //! SnapshotItems, the items, each behind its length (u32, little endian); of an answer to FetchBodies, the bodies.
 
+use super::disks::DiskReport;
 use super::payload::{self, StoredMeta, StoredVote};
 use super::types::*;
 use crate::codec::CodecError;
@@ -57,12 +58,21 @@ struct AppendedEntry {
     body_length: u32,
 }
 
+/// What an append is answered with; to a heartbeat also how the disk stands.
+#[derive(Serialize, Deserialize)]
+pub struct Appended {
+    pub answer: AppendAnswer,
+    pub disk: Option<DiskReport>,
+}
+
 #[derive(Serialize, Deserialize)]
 pub enum AppendAnswer {
     Success,
     /// The entry before the first is not in the log.
     Conflict,
     HigherVote(StoredVote),
+    /// The entries were not taken: the disk is full.
+    Full,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -285,14 +295,21 @@ impl From<AppendEntriesResponse<Types>> for AppendAnswer {
     }
 }
 
-impl From<AppendAnswer> for AppendEntriesResponse<Types> {
-    fn from(answer: AppendAnswer) -> AppendEntriesResponse<Types> {
-        match answer {
-            AppendAnswer::Success => AppendEntriesResponse::Success,
-            AppendAnswer::Conflict => AppendEntriesResponse::Conflict,
-            AppendAnswer::HigherVote(vote) => AppendEntriesResponse::HigherVote(vote.into()),
+impl AppendAnswer {
+    /// The answer as openraft has it; `None`: the peer's disk is full.
+    pub fn response(self) -> Option<AppendEntriesResponse<Types>> {
+        match self {
+            AppendAnswer::Success => Some(AppendEntriesResponse::Success),
+            AppendAnswer::Conflict => Some(AppendEntriesResponse::Conflict),
+            AppendAnswer::HigherVote(vote) => Some(AppendEntriesResponse::HigherVote(vote.into())),
+            AppendAnswer::Full => None,
         }
     }
+}
+
+/// The answer to an append with entries.
+pub fn appended(answer: AppendAnswer) -> Message {
+    self::answer(APPEND, &Appended { answer, disk: None })
 }
 
 impl From<openraft::raft::VoteRequest<Types>> for VoteRequest {

@@ -16,6 +16,7 @@
 //! | `introduce` | whose word counts: looked at by the others before it votes |
 //! | `membership` | who is in the cluster, and how that changes |
 //! | `clock` | cluster time |
+//! | `disks` | how full the members' disks are, and what that means for commands |
 //! | `keeper` | when to snapshot, purge and reclaim |
 //! | `replica` | what other rooms use |
 //!
@@ -31,6 +32,7 @@
 mod bodies;
 mod clock;
 mod compare;
+mod disks;
 mod ending;
 mod intake;
 mod introduce;

@@ -13,8 +13,9 @@
 //! Decision about elections: no transport failure is ever an answer. A peer that cannot be asked for a pre-vote has granted
 //! nothing.
 
+use super::disks::Disks;
 use super::membership::Member;
-use super::messages::{self, AppendAnswer, Progress, SnapshotBegin, SnapshotItems, SnapshotQuestion};
+use super::messages::{self, Appended, Progress, SnapshotBegin, SnapshotItems, SnapshotQuestion};
 use super::payload::StoredMeta;
 use super::peers::{NOT_INTRODUCED, Peers};
 use super::snapshot::{self, SnapshotData};
@@ -57,12 +58,20 @@ static NEXT_TRANSFER: AtomicU64 = AtomicU64::new(1);
 pub struct Network {
     pub peers: Arc<Peers>,
     pub log: Log,
+    pub disks: Arc<Disks>,
 }
 
 impl Network {
     fn connection(&self, node: NodeId, at: &Member, purpose: Purpose) -> Connection {
         let link = self.peers.address(node, &at.address).map(|address| self.peers.link(node, address, purpose));
-        Connection { node, at: at.address.clone(), link, log: self.log.clone(), peers: self.peers.clone() }
+        Connection {
+            node,
+            at: at.address.clone(),
+            link,
+            log: self.log.clone(),
+            peers: self.peers.clone(),
+            disks: self.disks.clone(),
+        }
     }
 }
 
@@ -90,6 +99,7 @@ pub struct Connection {
     link: Option<Link>,
     log: Log,
     peers: Arc<Peers>,
+    disks: Arc<Disks>,
 }
 
 /// A link's error as openraft weighs it: without a connection it backs off, otherwise it tries again at once.
@@ -141,7 +151,7 @@ impl Connection {
 
     /// Send one request of a pipeline; the future that comes back is of its answer.
     async fn send_append(
-        link: &Link,
+        (node, link, disks): (NodeId, Link, Arc<Disks>),
         request: AppendEntriesRequest<Types>,
         time: Duration,
     ) -> Result<impl Future<Output = Result<StreamAppendResult<Types>, RPCError<Types>>> + use<>, RPCError<Types>> {
@@ -151,21 +161,38 @@ impl Connection {
         let message = messages::append_message(&request).map_err(undecodable)?;
         drop(request);
         let answer = link.start(message, Instant::now() + time).await.map_err(rpc_error)?;
-        Ok(async move { append_result(answer.await, previous, last) })
+        Ok(async move {
+            let response = append_response(node, answer.await, &disks)?;
+            append_result(response, previous, last)
+        })
     }
 }
 
-fn append_result(
+/// A peer's answer to an append, and what it tells about its disk.
+fn append_response(
+    node: NodeId,
     answer: Result<Message, NetError>,
+    disks: &Disks,
+) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+    let Appended { answer, disk } = messages::header(&answer.map_err(rpc_error)?).map_err(undecodable)?;
+    if let Some(report) = disk {
+        disks.hear(node, report);
+    }
+    // Called unreachable so that openraft waits before it tries again.
+    let full = || RPCError::Unreachable(Unreachable::from_string(format!("the disk of node {node} is full")));
+    answer.response().ok_or_else(full)
+}
+
+fn append_result(
+    response: AppendEntriesResponse<Types>,
     previous: Option<LogId>,
     last: Option<LogId>,
 ) -> Result<StreamAppendResult<Types>, RPCError<Types>> {
-    let answer: AppendAnswer = messages::header(&answer.map_err(rpc_error)?).map_err(undecodable)?;
-    if let (AppendAnswer::Conflict, None) = (&answer, previous) {
+    if let (AppendEntriesResponse::Conflict, None) = (&response, previous) {
         let why = "a peer reports a conflict where none can be: before the first entry";
         return Err(RPCError::Unreachable(Unreachable::from_string(why)));
     }
-    Ok(AppendEntriesResponse::from(answer).into_stream_result(previous, last))
+    Ok(response.into_stream_result(previous, last))
 }
 
 /// Pass items on up to and including the first that ends a stream of answers: a failure, a conflict, a higher vote.
@@ -191,9 +218,7 @@ impl RaftNetworkV2<Types> for Connection {
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
         let message = messages::append_message(&request).map_err(undecodable)?;
         let deadline = Instant::now() + option.hard_ttl().max(APPEND_TIME);
-        let answer = self.link()?.call(message, deadline).await.map_err(rpc_error)?;
-        let answer: AppendAnswer = messages::header(&answer).map_err(undecodable)?;
-        Ok(answer.into())
+        append_response(self.node, self.link()?.call(message, deadline).await, &self.disks)
     }
 
     fn stream_append<'s, S>(
@@ -205,13 +230,13 @@ impl RaftNetworkV2<Types> for Connection {
         S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
-            let link = self.link()?;
+            let (node, link, disks) = (self.node, self.link()?, self.disks.clone());
             let time = option.hard_ttl();
             // `then` starts one request after the other, so they leave in order; `buffered` waits for several answers at
             // once and gives them back in order.
             let started = input.then(move |request| {
-                let link = link.clone();
-                async move { Connection::send_append(&link, request, time).await }
+                let to = (node, link.clone(), disks.clone());
+                async move { Connection::send_append(to, request, time).await }
             });
             let answers = started.map(async |started| started?.await).buffered(PIPELINE_DEPTH);
             Ok(until_failure(answers))

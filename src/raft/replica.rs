@@ -3,6 +3,7 @@
 use super::Machine;
 use super::clock::{self, Clock};
 use super::compare::{Comparer, Comparison};
+use super::disks::{Disks, Verdict, Voters};
 use super::ending::{Ending, Endings, storage_error};
 use super::intake::Target;
 use super::introduce::{self, Registrar, noted};
@@ -36,7 +37,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Bytes of proposals that are in flight on a leader: queued, replicated, not yet applied.
@@ -80,6 +81,10 @@ pub struct ReplicaStatus {
     pub log_bytes: u64,
     pub compared: Comparison,
     pub scrub: ScrubStatus,
+    /// Bytes that this node's disk takes before its reserve is touched.
+    pub free_bytes: u64,
+    /// Nothing that makes the tree grow is written here until there is room again.
+    pub storage_full: bool,
 }
 
 /// Raft's timing. Defaults: heartbeat 200 ms, election 500 to 900 ms.
@@ -151,7 +156,7 @@ struct Inner {
     endings: Endings,
     compared: Arc<parking_lot::Mutex<Comparison>>,
     scrub: ScrubHandle,
-    urgent: Arc<Notify>,
+    disks: Arc<Disks>,
     registrar: Arc<Registrar>,
     /// A node that has not answered for so long counts as dead.
     silence_max: Duration,
@@ -199,7 +204,8 @@ impl Replica {
         }
         let published = machine.published();
         registrar.judge_by(published.clone());
-        let network = Network { peers: peers.clone(), log: log.clone() };
+        let disks = Arc::new(Disks::new(node, log.clone()));
+        let network = Network { peers: peers.clone(), log: log.clone(), disks: disks.clone() };
         let mender = Arc::new(Mender { log: log.clone(), peers: peers.clone() });
         let store = Store::new(log.clone(), Some(mender.clone()), endings.clone());
         let raft = Raft::new(node, config(timing)?, network, store, machine).await;
@@ -218,14 +224,13 @@ impl Replica {
             space,
             mending: Arc::default(),
         };
-        let urgent = Arc::new(Notify::new());
         let keeper = Keeper {
             raft: raft.clone(),
             log: log.clone(),
             published: published.clone(),
             space: target.space.clone(),
             tuning,
-            urgent: urgent.clone(),
+            disks: disks.clone(),
         };
         tokio::spawn(keeper.run(stop.clone()));
         let (tell_leader, leader) = watch::channel(None);
@@ -248,6 +253,7 @@ impl Replica {
             intake: Arc::default(),
             lanes: Arc::default(),
             exports: Arc::default(),
+            disks: disks.clone(),
         };
         let proposed_bytes = Arc::new(Semaphore::new(PROPOSED_BYTES_MAX));
         let clock = Clock::default();
@@ -264,7 +270,7 @@ impl Replica {
             endings,
             compared,
             scrub,
-            urgent,
+            disks,
             registrar,
             silence_max: timing.election_max * 2,
             stop,
@@ -280,7 +286,8 @@ impl Replica {
 
     /// Stamp and propose; returns after this replica has applied it. If the future is dropped, the outcome is unknown.
     ///
-    /// A request or body over the limits is refused as `Invalid` before it is proposed.
+    /// A request or body over the limits is refused as `Invalid` before it is proposed, and so is one that makes the tree
+    /// grow, as `NoSpace`, when too many disks are full ([`disks`](super::disks)).
     pub async fn propose(&self, request: Request, body: Bytes) -> Result<Outcome, ReplicaError> {
         let inner = &self.inner;
         inner.leading()?;
@@ -296,6 +303,11 @@ impl Replica {
         let permit = permit.map_err(|e| ReplicaError::Stopped { why: e.to_string() })?;
         // Looked at once more after the wait: the stamp belongs to this term and to no other.
         let leader = inner.leading()?;
+        if stamped.request.command.grows()
+            && let Some(refused) = inner.refuse_growth()
+        {
+            return refused;
+        }
         stamped.cluster = inner.clock.stamp(leader.term, inner.published.root().cluster_time(), Instant::now());
         stamped.wall = clock::wall();
         let Ok(command) = payload::encode_command(&stamped) else { return Ok(Err(Refusal::Invalid)) };
@@ -381,6 +393,8 @@ impl Replica {
             log_bytes: inner.log.bytes_on_disk(),
             compared: inner.compared.lock().clone(),
             scrub: inner.scrub.status(),
+            free_bytes: inner.disks.room().free,
+            storage_full: inner.disks.is_full(),
         }
     }
 
@@ -421,9 +435,14 @@ impl Replica {
         self.inner.scrub.demand(mend)
     }
 
-    /// Space is short: snapshot, purge and reclaim soon, whatever is due.
-    pub fn compact(&self) {
-        self.inner.urgent.notify_one();
+    /// Bytes that can be written: what the disks of a majority have room for, as far as this node knows. Only a leader
+    /// knows more than its own.
+    pub fn writable_bytes(&self) -> u64 {
+        let inner = &self.inner;
+        match inner.leading() {
+            Ok(_) => inner.disks.writable(&inner.voters()),
+            Err(_) => inner.disks.room().free,
+        }
     }
 
     /// Give leadership to another node. Returns when that has been asked for.
@@ -521,6 +540,22 @@ impl Inner {
         match self.endings.is_told() {
             false => Ok(()),
             true => Err(ReplicaError::Stopped { why: self.endings.first().map_or("?".into(), |e| e.to_string()) }),
+        }
+    }
+
+    fn voters(&self) -> Voters {
+        self.raft.metrics().borrow_watched().membership_config.membership().get_joint_config().clone()
+    }
+
+    /// What is answered to a command that makes the tree grow instead of proposing it; `None`: nothing is in its way.
+    fn refuse_growth(&self) -> Option<Result<Outcome, ReplicaError>> {
+        let under_way = PROPOSED_BYTES_MAX.saturating_sub(self.proposed_bytes.available_permits());
+        match self.disks.judge(&self.voters(), under_way as u64) {
+            Verdict::Propose => None,
+            Verdict::Refuse => Some(Ok(Err(Refusal::NoSpace))),
+            // The keeper sees to that; whoever asks looks for the next leader.
+            Verdict::StepAside if self.disks.step_aside() => Some(Err(ReplicaError::NotLeader { leader: None })),
+            Verdict::StepAside => Some(Ok(Err(Refusal::NoSpace))),
         }
     }
 

@@ -2,10 +2,11 @@
 
 use super::Machine;
 use super::bodies;
+use super::disks::Disks;
 use super::intake::{Intake, Target};
 use super::lane::Lane;
 use super::mend;
-use super::messages::{self, AppendAnswer, FetchState, HashAt, HashTold, TransferAnswer, VoteAnswer, answer};
+use super::messages::{self, AppendAnswer, Appended, FetchState, HashAt, HashTold, TransferAnswer, VoteAnswer, answer};
 use super::peers::NOT_INTRODUCED;
 use super::rescue::Exports;
 use super::types::Types;
@@ -14,6 +15,7 @@ use crate::fs::LogIndex;
 use crate::net::{Caller, Message, NodeId, Purpose};
 use futures_util::future::BoxFuture;
 use openraft::Raft;
+use openraft::raft::AppendEntriesRequest;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,6 +29,7 @@ pub struct Server {
     pub intake: Arc<Intake>,
     pub lanes: Arc<Mutex<BTreeMap<NodeId, Lane>>>,
     pub exports: Arc<Exports>,
+    pub disks: Arc<Disks>,
 }
 
 /// How long a question for a hash waits until its entry is applied.
@@ -34,6 +37,8 @@ const HASH_WAIT: Duration = Duration::from_secs(2);
 
 /// Nodes that have sent entries to this process: leaders, over time.
 const LANES_MAX: usize = 64;
+/// What a record of the log takes beside its command and body, about.
+const RECORD_BYTES: usize = 168;
 
 fn refused(why: impl ToString) -> BoxFuture<'static, Message> {
     Box::pin(std::future::ready(Message::refused(why.to_string())))
@@ -66,6 +71,9 @@ impl Server {
 
     fn append_in_order(&self, node: NodeId, message: &Message) -> Result<BoxFuture<'static, Message>, CodecError> {
         let request = messages::append_request(message)?;
+        if !self.has_room(&request, message) {
+            return Ok(Box::pin(std::future::ready(messages::appended(AppendAnswer::Full))));
+        }
         let mut lanes = self.lanes.lock();
         if lanes.len() >= LANES_MAX && !lanes.contains_key(&node) {
             return Ok(refused("too many nodes send entries"));
@@ -77,13 +85,26 @@ impl Server {
     /// A heartbeat: in no order with anything.
     fn append(&self, message: &Message) -> Result<BoxFuture<'static, Message>, CodecError> {
         let request = messages::append_request(message)?;
-        let raft = self.raft.clone();
+        if !self.has_room(&request, message) {
+            return Ok(Box::pin(std::future::ready(messages::appended(AppendAnswer::Full))));
+        }
+        let (raft, disks) = (self.raft.clone(), self.disks.clone());
         Ok(Box::pin(async move {
             match raft.append_entries(request).await {
-                Ok(response) => answer(messages::APPEND, &AppendAnswer::from(response)),
+                Ok(response) => {
+                    let appended = Appended { answer: response.into(), disk: Some(disks.report()) };
+                    answer(messages::APPEND, &appended)
+                }
                 Err(e) => Message::refused(e.to_string()),
             }
         }))
+    }
+
+    /// Whether this node's disk can take the entries of a request. A heartbeat has none.
+    fn has_room(&self, request: &AppendEntriesRequest<Types>, message: &Message) -> bool {
+        let records: usize = request.entries.len() * RECORD_BYTES;
+        let bytes = (message.header.len() + message.body.len() + records) as u64;
+        request.entries.is_empty() || self.disks.takes(bytes, !message.body.is_empty())
     }
 
     fn vote(&self, message: &Message) -> Result<BoxFuture<'static, Message>, CodecError> {

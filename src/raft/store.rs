@@ -58,6 +58,12 @@ pub fn io_error(error: impl std::error::Error + Send + Sync + 'static) -> io::Er
     io::Error::other(error)
 }
 
+/// Whether an error that came through here says that the disk is full.
+pub fn is_full(error: &io::Error) -> bool {
+    let storage = error.get_ref().and_then(|inner| inner.downcast_ref::<StorageError>());
+    storage.is_some_and(StorageError::is_full)
+}
+
 /// Run a call of the log that may wait for the disk.
 pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(call).await.unwrap_or_else(|e| Err(io::Error::other(e)))

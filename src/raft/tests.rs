@@ -13,7 +13,10 @@ use crate::fs::{
     Command, Content, Credentials, Expected, ExpiryChange, Ino, LogIndex, Name, Outcome, Piece, Query, Reply, Request,
     Sequence, SessionId,
 };
-use crate::log::Log;
+use crate::limits::SEGMENT_BYTES;
+use crate::log::disk::{Disk, RealDisk};
+use crate::log::simulated::SimulatedDisk;
+use crate::log::{Log, Options};
 use crate::net::{Caller, Expulsion, Handler, Identity, Message, NodeId, Purpose, Server, Start};
 use bytes::{Bytes, BytesMut};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
@@ -28,6 +31,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+mod space;
 
 /// Our store, but for a liberty that the suite takes: it begins logs at entry 1, which openraft never does.
 struct SuiteStore {
@@ -101,11 +106,12 @@ mod rot;
 /// As a node does it: what is missing is asked of the others.
 async fn open_log(
     own: &Identity,
-    directory: &Path,
+    disk: Arc<dyn Disk>,
+    options: Options,
     members: &BTreeMap<NodeId, SocketAddr>,
 ) -> Result<Log, crate::log::StorageError> {
-    let (own, directory, members) = (own.clone(), directory.to_owned(), members.clone());
-    let open = move || Log::open_supplied(&directory, &|range| supply(&own, &members, range));
+    let (own, members) = (own.clone(), members.clone());
+    let open = move || Log::open_supplied_on(disk, options, &|range| supply(&own, &members, range));
     tokio::task::spawn_blocking(open).await.unwrap()
 }
 
@@ -113,6 +119,8 @@ async fn open_log(
 struct Node {
     id: NodeId,
     directory: TempDir,
+    /// Where its log is, if not in the directory.
+    disk: Option<SimulatedDisk>,
     address: SocketAddr,
     running: Option<Running>,
 }
@@ -137,6 +145,7 @@ impl Handler for Serve {
 
 struct Cluster {
     nodes: Vec<Node>,
+    segment_bytes: u64,
     incarnation: u64,
     session: SessionId,
     sequence: u64,
@@ -160,13 +169,21 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Cluster {
     async fn start(count: u64) -> Cluster {
-        let mut nodes = Vec::new();
-        for id in 1..=count {
+        Cluster::start_with((0..count).map(|_| None).collect(), SEGMENT_BYTES).await
+    }
+
+    async fn start_on(disks: Vec<SimulatedDisk>, segment_bytes: u64) -> Cluster {
+        Cluster::start_with(disks.into_iter().map(Some).collect(), segment_bytes).await
+    }
+
+    async fn start_with(disks: Vec<Option<SimulatedDisk>>, segment_bytes: u64) -> Cluster {
+        let (mut nodes, count) = (Vec::new(), disks.len() as u64);
+        for (id, disk) in (1..).zip(disks) {
             // Bound once to find a free port; bound again whenever the node starts.
             let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-            nodes.push(Node { id, directory: tempfile::tempdir().unwrap(), address, running: None });
+            nodes.push(Node { id, directory: tempfile::tempdir().unwrap(), disk, address, running: None });
         }
-        let mut cluster = Cluster { nodes, incarnation: 0, session: SessionId(0), sequence: 0 };
+        let mut cluster = Cluster { nodes, segment_bytes, incarnation: 0, session: SessionId(0), sequence: 0 };
         for id in 1..=count {
             cluster.boot(id).await;
         }
@@ -187,7 +204,12 @@ impl Cluster {
         let own = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(id), start };
         let addresses = self.addresses();
         let node = &mut self.nodes[id as usize - 1];
-        let log = open_log(&own, node.directory.path(), &addresses).await.unwrap();
+        let disk: Arc<dyn Disk> = match &node.disk {
+            Some(disk) => Arc::new(disk.clone()),
+            None => Arc::new(RealDisk::open(node.directory.path()).unwrap()),
+        };
+        let options = Options { segment_bytes: self.segment_bytes, ..Options::default() };
+        let log = open_log(&own, disk, options, &addresses).await.unwrap();
         let replica = Replica::start_tuned(own.clone(), log, addresses, TIMING, TUNING).await.unwrap();
         let stop = CancellationToken::new();
         let listener = TcpListener::bind(node.address).await.unwrap();

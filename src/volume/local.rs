@@ -15,7 +15,6 @@ use crate::raft::{Replica, StorageError};
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, StreamExt, stream};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
@@ -44,15 +43,13 @@ struct Inner {
     own: Identity,
     forwarder: Arc<Forwarder<Replica>>,
     gate: ReadGate,
-    data: PathBuf,
 }
 
 impl Local {
-    /// `data`: the directory whose file system holds the log, for `statfs`.
-    pub fn new(replica: Replica, own: Identity, data: PathBuf) -> Local {
+    pub fn new(replica: Replica, own: Identity) -> Local {
         let forwarder = Arc::new(Forwarder::new(own.clone(), replica.clone()));
         let gate = gate(forwarder.clone());
-        Local { inner: Arc::new(Inner { replica, own, forwarder, gate, data }) }
+        Local { inner: Arc::new(Inner { replica, own, forwarder, gate }) }
     }
 
     pub(super) fn replica(&self) -> &Replica {
@@ -201,13 +198,26 @@ impl Local {
         found.then_some(body)
     }
 
-    /// What this node's disk can hold: what the log has of it, and what is left.
-    pub(super) fn capacity(&self) -> Result<Capacity, Failure> {
-        let disk = rustix::fs::statvfs(&self.inner.data)
-            .map_err(|e| Failure::Damaged(format!("statvfs of {}: {e}", self.inner.data.display())))?;
-        let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
-        let total_bytes = free_bytes.saturating_add(self.replica().status().log_bytes);
-        Ok(Capacity { total_bytes, free_bytes })
+    /// What is free is what can be written before the cluster is full: what the disks of a majority have room for, beside
+    /// their reserves. The leader knows; while it cannot be asked, this node's own disk stands for all.
+    pub(super) async fn capacity(&self, deadline: Instant) -> Capacity {
+        let free_bytes = match self.writable_by_leader(deadline).await {
+            Some(bytes) => bytes,
+            None => self.replica().writable_bytes(),
+        };
+        Capacity { total_bytes: free_bytes.saturating_add(self.replica().status().log_bytes), free_bytes }
+    }
+
+    /// `None`: this node leads, or nobody does that could be asked in time.
+    async fn writable_by_leader(&self, deadline: Instant) -> Option<u64> {
+        let leader = (*self.replica().leader().borrow()).filter(|node| Some(*node) != self.inner.own.node)?;
+        let address = *self.replica().members().get(&leader)?;
+        let link = self.inner.forwarder.links().to(address, Some(leader), Lane::Small);
+        let message = Ask::Writable.message(Bytes::new()).ok()?;
+        match told(link.call(message, deadline.min(Instant::now() + ROUND_TIME)).await) {
+            Ok(Told::Writable { bytes }) => Some(bytes),
+            _ => None,
+        }
     }
 
     pub(super) fn orphans_of(&self, session: SessionId, after: Ino) -> Vec<Ino> {

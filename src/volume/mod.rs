@@ -83,7 +83,7 @@ pub enum Failure {
     Stopped(String),
 }
 
-/// What the cluster's disks hold, and how many inodes are in use.
+/// What the cluster can hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capacity {
     pub total_bytes: u64,
@@ -210,10 +210,10 @@ impl Volume {
         }
     }
 
-    /// `statfs(2)`: what this node's disk holds and what is free, in bytes; inodes in use.
+    /// `statfs(2)`: how much can be stored, and how much of it still, in bytes: what the disks of a majority have room for.
     pub async fn capacity(&self, deadline: Instant) -> Result<Capacity, Failure> {
         match &self.shared.access {
-            Access::Local(local) => local.capacity(),
+            Access::Local(local) => Ok(local.capacity(deadline).await),
             Access::Remote(client) => client.capacity(deadline).await,
         }
     }
@@ -284,6 +284,8 @@ impl Shared {
                     }
                     // Certainly not executed: the command may go again as a new one.
                 }
+                // Refused before the log, which says nothing about the earlier try.
+                Verdict::Outcome { outcome: Err(Refusal::NoSpace), doubt: true } => return Err(Failure::Unknown),
                 verdict => return settle(verdict),
             }
         }

@@ -49,6 +49,8 @@ pub(super) enum Ask {
     FetchBody { index: LogIndex, offset: u32, length: u32 },
     /// → `Capacity`
     Capacity { wait_ms: u32 },
+    /// From node to leader: what the disks of a majority have room for. → `Writable`
+    Writable,
     /// Orphans above `after` that wait for this session's answer, the first of them. → `Orphans`
     Orphans { session: SessionId, after: Ino },
     /// → `Index`, once it is above `seen` or the time is up
@@ -86,6 +88,9 @@ pub(super) enum Told {
     Contents(Result<Head, Refusal>),
     Body,
     Capacity(Capacity),
+    Writable {
+        bytes: u64,
+    },
     Orphans(Vec<Ino>),
     Status(Box<NodeStatus>),
     Hash(Option<u128>),

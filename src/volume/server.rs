@@ -64,7 +64,8 @@ impl Server {
                 };
             }
             Ask::FetchBody { index, offset, length } => return self.fetch_body(index, offset, length).await,
-            Ask::Capacity { .. } => self.local.capacity().map_or_else(Told::Failed, Told::Capacity),
+            Ask::Capacity { wait_ms } => Told::Capacity(self.local.capacity(deadline(wait_ms)).await),
+            Ask::Writable => Told::Writable { bytes: self.local.replica().writable_bytes() },
             Ask::Orphans { session, after } => Told::Orphans(self.local.orphans_of(session, after)),
             Ask::Changed { seen, wait_ms } => Told::Index(self.local.changed_since(seen, deadline(wait_ms)).await),
             Ask::Status => Told::Status(Box::new((self.status)())),

@@ -85,8 +85,9 @@ fn serves(pid: u32, duty: &Duty) -> bool {
                 let Ok(cwd) = fs::read_link(format!("/proc/{pid}/cwd")) else { return false };
                 named = cwd.join(named);
             }
-            // A directory that is gone can only be compared by its name.
-            named.canonicalize().unwrap_or(named) == *data
+            // Either may be a link to another disk; a directory that is gone can only be compared by its name.
+            let plain = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+            plain(&named) == plain(data)
         }
         // Never looked at on the disk: a dead mount does not answer. `keelfs cluster` gives the path absolute.
         (Some(Duty::Mount(named)), Duty::Mount(path)) => named == *path,

@@ -12,7 +12,7 @@ async fn take(cluster: &mut Cluster) -> (Taken, State) {
     let replica = cluster.replica(1);
     let before = replica.status().snapshot;
     let applied = replica.applied().borrow().0;
-    replica.compact();
+    replica.raft().trigger().snapshot().await.unwrap();
     until("a snapshot of all that is applied", || replica.status().snapshot > before.max(applied - 1)).await;
     drop(replica);
     cluster.stop(1).await;
