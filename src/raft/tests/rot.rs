@@ -142,8 +142,7 @@ async fn rot_that_a_leader_meets_for_a_follower_is_mended_on_the_way() {
     cluster.rot(1, &noise(3, 3000)[1000..]);
     cluster.boot(3).await;
     cluster.agree().await;
-    let leader = cluster.leader().await;
-    assert_eq!(leader.status().leader, Some(1), "the leader goes on");
+    cluster.replica(1).going_on().expect("it goes on");
     cluster.replays_alone(1).await;
 }
 
@@ -323,5 +322,6 @@ async fn a_damaged_snapshot_is_replaced_and_never_installed() {
     cluster.boot(3).await;
     cluster.agree().await;
     cluster.own_body(3, file.version, &kept).await.unwrap();
-    assert_eq!(cluster.leader().await.status().leader, Some(2), "it goes on leading");
+    // On a slow machine another may lead by now.
+    cluster.replica(2).going_on().expect("it goes on");
 }
