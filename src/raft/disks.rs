@@ -31,9 +31,11 @@ use std::time::{Duration, Instant};
 const FULL_BYTES: u64 = BODY_BYTES_MAX as u64;
 /// What is left for votes when nothing else is taken any more.
 const VOTES_BYTES: u64 = 1 << 20;
+/// A leader sends entries that were refused again within this time.
+const LEFT_BEHIND_TIME: Duration = Duration::from_secs(10);
 /// How old a look at the own disk may be.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// With less room than this, every look is a new one.
+/// With less room than this every look is a new one, and the keeper gives space back as soon as it can.
 const NEAR_BYTES: u64 = 256 << 20;
 /// A peer that has not told about its disk for so long does not count as alive.
 const SILENT_AFTER: Duration = Duration::from_secs(5);
@@ -76,13 +78,22 @@ pub struct Disks {
     log: Log,
     looked: Mutex<Option<(Instant, Room)>>,
     peers: Mutex<BTreeMap<NodeId, (Instant, DiskReport)>>,
+    /// When this node last did not take entries.
+    refused: Mutex<Option<Instant>>,
     /// Since when this node, as the leader, should make way for another.
     stepping_aside: Mutex<Option<Instant>>,
 }
 
 impl Disks {
     pub fn new(own: NodeId, log: Log) -> Disks {
-        Disks { own, log, looked: Mutex::default(), peers: Mutex::default(), stepping_aside: Mutex::default() }
+        Disks {
+            own,
+            log,
+            looked: Mutex::default(),
+            peers: Mutex::default(),
+            refused: Mutex::default(),
+            stepping_aside: Mutex::default(),
+        }
     }
 
     /// Room on this node's disk.
@@ -112,11 +123,22 @@ impl Disks {
         self.room().free < FULL_BYTES
     }
 
+    pub fn is_nearly_full(&self) -> bool {
+        self.room().free < NEAR_BYTES
+    }
+
     /// Whether this node, as a follower, can take so many bytes of entries. Those without bodies are what frees space:
     /// they may use all but the last.
     pub fn takes(&self, bytes: u64, with_bodies: bool) -> bool {
         let room = self.room();
-        bytes <= if with_bodies { room.with_reserve } else { room.all.saturating_sub(VOTES_BYTES) }
+        let taken = bytes <= if with_bodies { room.with_reserve } else { room.all.saturating_sub(VOTES_BYTES) };
+        *self.refused.lock() = (!taken).then(Instant::now);
+        taken
+    }
+
+    /// Whether the others go on without this node, because it has not taken their entries lately.
+    pub fn is_left_behind(&self) -> bool {
+        self.refused.lock().is_some_and(|at| at.elapsed() < LEFT_BEHIND_TIME)
     }
 
     /// Judge a command that makes the tree grow, when so many bytes are under way here.

@@ -29,11 +29,11 @@ const INTERVAL: Duration = Duration::from_millis(500);
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(120);
 /// Pause between two rounds of compaction: each moves 32 MiB at most.
 const COMPACT_INTERVAL: Duration = Duration::from_secs(2);
-/// When the disk is full.
+/// When space is short.
 const SHORT_RECLAIM_INTERVAL: Duration = Duration::from_secs(1);
 const SHORT_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(30);
 const SHORT_SNAPSHOT_AFTER_BYTES: u64 = 4 << 20;
-/// Entries that are kept behind the snapshot when the disk is full.
+/// Entries that are kept behind the snapshot when space is short.
 const SHORT_KEEP_ENTRIES: u64 = 10;
 
 pub struct Keeper {
@@ -55,7 +55,8 @@ struct Done {
     reclaiming_took: Duration,
     more: bool,
     snapshot_at: Instant,
-    /// The disk was full at the last look.
+    /// The disk was full at the last look; it was nearly so.
+    full: bool,
     short: bool,
 }
 
@@ -69,6 +70,7 @@ impl Keeper {
             reclaiming_took: Duration::ZERO,
             more: false,
             snapshot_at: now,
+            full: false,
             short: false,
         };
         loop {
@@ -113,8 +115,8 @@ impl Keeper {
     }
 
     fn note_shortage(&self, done: &mut Done) {
-        let short = self.disks.is_full();
-        match (done.short, short) {
+        let full = self.disks.is_full();
+        match (done.full, full) {
             (false, true) => tracing::error!(
                 "storage full: this node takes nothing more that makes the tree grow; delete files, or make room on the \
                  file system of its data directory"
@@ -122,7 +124,7 @@ impl Keeper {
             (true, false) => tracing::info!("there is room on the disk again"),
             _ => {}
         }
-        done.short = short;
+        (done.full, done.short) = (full, self.disks.is_nearly_full());
     }
 
     /// A leader whose disk is full makes way for a node whose is not.
@@ -145,19 +147,21 @@ impl Keeper {
         }
     }
 
-    /// On a full disk sooner, so that what was deleted can go; but only if there is room for it.
+    /// When space is short sooner, so that what was deleted can go; but only if there is room for it, and not so often that
+    /// snapshots are most of what is written.
     fn snapshot_is_due(&self, snapshot: u64, done: &Done) -> bool {
         let since = self.log.bytes_since(snapshot);
         if !done.short {
             return since >= self.tuning.snapshot_after_bytes;
         }
-        let enough = SHORT_SNAPSHOT_AFTER_BYTES.min(self.tuning.snapshot_after_bytes);
         let (room, needed) = self.log.room_for_snapshot();
-        (since >= enough || (since > 0 && done.snapshot_at.elapsed() >= SHORT_SNAPSHOT_INTERVAL)) && room >= needed
+        let enough = SHORT_SNAPSHOT_AFTER_BYTES.max(4 * needed).min(self.tuning.snapshot_after_bytes);
+        let overdue = done.full && since > 0 && done.snapshot_at.elapsed() >= SHORT_SNAPSHOT_INTERVAL;
+        (since >= enough || overdue) && room >= needed
     }
 
     /// The last entry that may be purged: behind the snapshot and apply by a margin of entries, or, if these are large, of
-    /// bytes; on a full disk, by a few entries.
+    /// bytes; when space is short, by a few entries.
     fn purge_point(&self, snapshot: u64, short: bool) -> u64 {
         let end = snapshot.min(self.published.applied().0);
         if short {

@@ -367,6 +367,11 @@ impl Replica {
         Some(inner.clock.peek(leader.term, inner.published.root().cluster_time(), Instant::now()))
     }
 
+    /// Whether this node's disk is so full that it is left behind: what it has applied grows old.
+    pub fn is_left_behind(&self) -> bool {
+        self.inner.disks.is_left_behind()
+    }
+
     /// The nodes of the membership that have an address, learners included.
     pub fn members(&self) -> BTreeMap<NodeId, SocketAddr> {
         let metrics = self.inner.raft.metrics();

@@ -13,8 +13,11 @@ use crate::net::{Message, NodeId};
 use crate::raft::{MemberChange, MemberError, ReplicaError};
 use bytes::Bytes;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
+
+/// How long a client waits for a node that is left behind.
+const LEFT_BEHIND_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Handles messages of kinds from [`KIND_FIRST`](super::KIND_FIRST) on. Cloning is cheap.
 #[derive(Clone)]
@@ -54,10 +57,12 @@ impl Server {
             Ask::Submit { request, wait_ms } => Told::Verdict(self.submit(request, body, deadline(wait_ms)).await),
             Ask::ReadIndex { wait_ms } => self.read_index(deadline(wait_ms)).await,
             Ask::Query { query, freshness, wait_ms } => {
-                self.local.query(&query, freshness, deadline(wait_ms)).await.map_or_else(Told::Failed, Told::Answer)
+                let deadline = self.patience(deadline(wait_ms));
+                self.local.query(&query, freshness, deadline).await.map_or_else(Told::Failed, Told::Answer)
             }
             Ask::Read { ino, offset, length, freshness, wait_ms } => {
-                return match self.local.read(ino, offset, length, freshness, deadline(wait_ms)).await {
+                let deadline = self.patience(deadline(wait_ms));
+                return match self.local.read(ino, offset, length, freshness, deadline).await {
                     Ok(Ok((head, bytes))) => (Told::Contents(Ok(head)), bytes),
                     Ok(Err(refusal)) => (Told::Contents(Err(refusal)), Bytes::new()),
                     Err(failure) => (Told::Failed(failure), Bytes::new()),
@@ -77,6 +82,15 @@ impl Server {
             Ask::ChangeMembers { change, wait_ms } => self.change_members(change, deadline(wait_ms)).await,
         };
         (told, Bytes::new())
+    }
+
+    /// How long a client waits for an answer from this node's state: not for long while the node is left behind, so that
+    /// the client asks another.
+    fn patience(&self, deadline: Instant) -> Instant {
+        match self.local.replica().is_left_behind() {
+            true => deadline.min(Instant::now() + LEFT_BEHIND_PATIENCE),
+            false => deadline,
+        }
     }
 
     async fn propose(&self, from: Option<NodeId>, request: Request, body: Bytes, deadline: Instant) -> Told {
