@@ -18,7 +18,8 @@
 //! | [`node`] | one running process: wiring, expiry proposer, shutdown | all but `cli` |
 //! | [`cli`] | the operator's words → the above | all |
 //!
-//! `tests/rooms.rs` holds this table against the sources. [`limits`] holds every bound and may be read by all.
+//! `tests/rooms.rs` holds this table against the sources. [`limits`] holds every bound and may be read by
+//! all; so may [`seeded`], the deliberate bugs of tests.
 //!
 //! # Glossary
 //!
@@ -55,4 +56,5 @@ pub mod log;
 pub mod net;
 pub mod node;
 pub mod raft;
+pub mod seeded;
 pub mod volume;

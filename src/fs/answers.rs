@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::limits::DIRECTORY_ANSWER_ENTRIES_MAX;
+use crate::seeded::{Bug, planted};
 use bytes::Bytes;
 use inode::{Inode, Node};
 use std::sync::Arc;
@@ -77,7 +78,11 @@ impl State {
             let attributes = self.lookup(ino, name)?;
             Ok(DirectoryEntry { name: name.clone(), cookie: *cookie, attributes })
         });
-        Ok(Answer::Directory { entries: entries.collect::<Result<_, Refusal>>()?, end })
+        let mut entries = entries.collect::<Result<Vec<_>, Refusal>>()?;
+        if planted(Bug::UnorderedReaddir) {
+            entries.sort_by_key(|entry| entry.attributes.btime.nanos);
+        }
+        Ok(Answer::Directory { entries, end })
     }
 
     // --- attributes

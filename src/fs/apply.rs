@@ -6,6 +6,7 @@
 
 use super::*;
 use crate::limits::{BODY_BYTES_MAX, SESSION_OUTSTANDING_MAX};
+use crate::seeded::{Bug, planted};
 use state::Cause;
 
 const NANOS_PER_SECOND: u32 = 1_000_000_000;
@@ -65,7 +66,7 @@ impl State {
         if request.sequence < session.first_outstanding {
             return Err(Refusal::GivenUp);
         }
-        if let Some(kept) = self.replies.get(&(request.session, request.sequence)) {
+        if let Some(kept) = self.replies.get(&(request.session, request.sequence)).filter(|_| !planted(Bug::NoDedup)) {
             return kept.clone();
         }
         if session.kept as usize >= SESSION_OUTSTANDING_MAX {

@@ -9,6 +9,7 @@
 //! directory that holds entries keeps its deadline, suspended, and ends once it is empty.
 
 use super::*;
+use crate::seeded::{Bug, planted};
 use inode::{Inode, Node};
 use state::Cause;
 
@@ -60,7 +61,10 @@ impl State {
 
     /// The leader found a deadline passed. Renewed, cleared or not yet passed, or with entries inside: nothing happens.
     pub(super) fn expire(&mut self, cause: &Cause, ino: Ino, deadline: ClusterTime) -> Outcome {
-        let due = |inode: &Inode| inode.effective_deadline() == Some(deadline) && deadline <= cause.now;
+        let due = |inode: &Inode| {
+            (inode.effective_deadline() == Some(deadline) && deadline <= cause.now)
+                || planted(Bug::ExpiryWithoutRecheck)
+        };
         if self.inodes.get(&ino).is_some_and(|inode| due(inode)) {
             self.remove_all_names(cause, ino);
         }

@@ -51,6 +51,13 @@ pub enum Job {
     Done(Done),
 }
 
+impl Job {
+    /// A vote, or who waits for it.
+    pub fn is_of_a_vote(&self) -> bool {
+        matches!(self, Job::Vote(_) | Job::Done(_))
+    }
+}
+
 /// What the writer takes in one go.
 pub struct Batch {
     pub jobs: Vec<Job>,

@@ -8,6 +8,8 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use crate::seeded::{Bug, planted};
+
 use super::disk::Disk;
 use super::format::{
     HEADER_BYTES, Kind, LARGE_BODY_BYTES, Place, ROW_BYTES, RecordHeader, Recorded, Row, SegmentHeader, encode_id,
@@ -154,6 +156,7 @@ impl Writer {
 
     fn write_batch(&mut self, batch: Batch) -> bool {
         let mut written = Vec::with_capacity(batch.jobs.len());
+        let unsynced = planted(Bug::VoteNotSynced) && batch.jobs.iter().all(Job::is_of_a_vote);
         let mut jobs = batch.jobs.into_iter();
         while let Some(job) = jobs.next() {
             match self.write_job(job) {
@@ -161,7 +164,7 @@ impl Writer {
                 Err(error) => return self.fail(error, written, jobs.collect()),
             }
         }
-        match self.finish_batch(batch.committed) {
+        match if unsynced { self.flush() } else { self.finish_batch(batch.committed) } {
             Ok(()) => self.complete(written),
             Err(error) => self.fail(error, written, Vec::new()),
         }
@@ -275,6 +278,10 @@ impl Writer {
 
     fn sync(&mut self) -> Result<(), StorageError> {
         if self.synced < self.end {
+            if planted(Bug::AcknowledgeBeforeSync) {
+                self.synced = self.end;
+                return Ok(());
+            }
             self.segment.file.sync_data().map_err(|e| self.segment.io("sync", e))?;
             self.synced = self.end;
         }

@@ -5,6 +5,7 @@
 
 use super::frame::{self, Direction, Frame, KIND_EXPELLED, KIND_REFUSED, Outgoing};
 use super::handshake::{self, Hello};
+use super::wire::{self, Wire};
 use super::{Identity, Judge, Message, NetError, NodeId, Purpose};
 use crate::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES_MAX};
 use bytes::{Buf, BytesMut};
@@ -13,9 +14,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout_at;
 
@@ -25,8 +24,6 @@ const IN_FLIGHT_BYTES_MAX: usize = 32 << 20;
 const QUEUE_FRAMES_MAX: usize = 256;
 /// How long a connection attempt may take, whatever the call's deadline.
 const CONNECT_TIME: Duration = Duration::from_secs(2);
-/// How long the kernel retransmits before it gives the connection up (`TCP_USER_TIMEOUT`).
-const UNACKNOWLEDGED_MS: u32 = 8_000;
 /// Bodies up to this size are copied behind their head, so that small frames leave in one system call.
 const COPIED_BYTES_MAX: usize = 16 << 10;
 /// Copied bytes that are written at once.
@@ -152,31 +149,22 @@ impl Inner {
             expected: self.expected,
         };
         let attempt = async {
-            let mut stream = TcpStream::connect(address).await?;
-            prepare(&stream)?;
-            handshake::call(&mut stream, &hello, self.judge.as_deref()).await?;
-            Ok(stream)
+            let mut wire = wire::dial(address).await?;
+            handshake::call(&mut tokio::io::join(&mut wire.read, &mut wire.write), &hello, self.judge.as_deref())
+                .await?;
+            Ok(wire)
         };
-        let stream = match tokio::time::timeout(CONNECT_TIME, attempt).await {
+        let wire = match tokio::time::timeout(CONNECT_TIME, attempt).await {
             Ok(result) => result.map_err(failed)?,
             Err(_) => return Err(NetError::Connect { address, why: "no answer".into() }),
         };
-        Ok(Connection::run(stream))
+        Ok(Connection::run(wire))
     }
-}
-
-/// Options of every socket: small frames leave at once, and a dead peer is noticed.
-pub(super) fn prepare(stream: &TcpStream) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    rustix::net::sockopt::set_socket_keepalive(stream, true)?;
-    rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS)?;
-    Ok(())
 }
 
 impl Connection {
     /// Start the two tasks of a fresh connection. Both end when either direction breaks or the link is dropped.
-    fn run(stream: TcpStream) -> Connection {
-        let (read, write) = stream.into_split();
+    fn run(Wire { read, write }: Wire) -> Connection {
         let (queue, frames) = mpsc::channel(QUEUE_FRAMES_MAX);
         let pending = Arc::new(Pending { calls: Mutex::new(Ok(HashMap::new())) });
         let reader_pending = pending.clone();
@@ -191,7 +179,7 @@ impl Connection {
     }
 }
 
-async fn write_requests(mut write: OwnedWriteHalf, mut frames: mpsc::Receiver<Outgoing>) -> String {
+async fn write_requests(mut write: impl AsyncWrite + Unpin, mut frames: mpsc::Receiver<Outgoing>) -> String {
     match write_frames(&mut write, &mut frames).await {
         Ok(()) => "the link was dropped".into(),
         Err(e) => e.to_string(),
@@ -225,7 +213,7 @@ pub(super) async fn write_frames(
     Ok(())
 }
 
-async fn read_answers(read: OwnedReadHalf, pending: &Pending) -> String {
+async fn read_answers(read: impl AsyncRead + Unpin, pending: &Pending) -> String {
     let mut read = BufReader::with_capacity(64 << 10, read);
     loop {
         match frame::read_frame(&mut read).await {

@@ -16,10 +16,12 @@ mod frame;
 mod handshake;
 mod link;
 mod server;
+mod wire;
 
 pub use handshake::Expulsion;
 pub use link::Link;
 pub use server::{Handler, Server};
+pub use wire::{Dialer, Listener, Wire, dial_through};
 
 use bytes::Bytes;
 use std::net::SocketAddr;

@@ -2,7 +2,8 @@
 
 use super::frame::{self, Direction, Frame, Outgoing};
 use super::handshake::{self, HANDSHAKE_TIME, Hello};
-use super::link::{prepare, write_frames};
+use super::link::write_frames;
+use super::wire::{Listener, Wire};
 use super::{Caller, Expulsion, Identity, Message, NodeId, Start};
 use crate::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES_MAX};
 use futures_util::FutureExt;
@@ -12,9 +13,7 @@ use std::io::Result;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::BufReader;
-use tokio::net::tcp::OwnedReadHalf;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, BufReader};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -67,7 +66,7 @@ pub struct Server<H> {
 
 impl<H: Handler> Server<H> {
     /// Serve until `stop` is cancelled and every connection has ended.
-    pub async fn run(listener: TcpListener, own: Identity, handler: Arc<H>, stop: CancellationToken) {
+    pub async fn run(listener: impl Listener, own: Identity, handler: Arc<H>, stop: CancellationToken) {
         let server = Arc::new(Server {
             own,
             handler,
@@ -83,11 +82,11 @@ impl<H: Handler> Server<H> {
         server.tasks.wait().await;
     }
 
-    async fn accept(self: Arc<Self>, listener: TcpListener) {
+    async fn accept(self: Arc<Self>, listener: impl Listener) {
         let mut strangers = VecDeque::with_capacity(STRANGERS_MAX);
         loop {
             match listener.accept().await {
-                Ok((stream, address)) => {
+                Ok((wire, address)) => {
                     if strangers.len() >= STRANGERS_MAX {
                         strangers.pop_front();
                     }
@@ -96,7 +95,7 @@ impl<H: Handler> Server<H> {
                     let server = self.clone();
                     self.tasks.spawn(async move {
                         let stop = server.stop.clone();
-                        stop.run_until_cancelled(server.welcome(stream, address, stranger)).await;
+                        stop.run_until_cancelled(server.welcome(wire, address, stranger)).await;
                     });
                 }
                 // Out of descriptors, or the caller has gone again: nothing to do but to let others finish.
@@ -109,20 +108,18 @@ impl<H: Handler> Server<H> {
     }
 
     /// `let_go`: others came and this one still has not said who it is.
-    async fn welcome(self: Arc<Self>, mut stream: TcpStream, address: SocketAddr, let_go: CancellationToken) {
-        if prepare(&stream).is_err() {
-            return;
-        }
-        let hello = timeout(HANDSHAKE_TIME, handshake::answer(&mut stream, &self.own, &*self.handler));
+    async fn welcome(self: Arc<Self>, mut wire: Wire, address: SocketAddr, let_go: CancellationToken) {
+        let mut both = tokio::io::join(&mut wire.read, &mut wire.write);
+        let hello = timeout(HANDSHAKE_TIME, handshake::answer(&mut both, &self.own, &*self.handler));
         match let_go.run_until_cancelled(hello).await {
-            Some(Ok(Ok(hello))) => self.serve(stream, address, hello).await,
+            Some(Ok(Ok(hello))) => self.serve(wire, address, hello).await,
             Some(Ok(Err(e))) => tracing::warn!("refused a connection from {address}: {e}"),
             Some(Err(_)) => tracing::warn!("refused a connection from {address}: it did not say who it is in time"),
             None => tracing::debug!("let go of {address}: it did not say who it is, and others came"),
         }
     }
 
-    async fn serve(self: Arc<Self>, stream: TcpStream, address: SocketAddr, hello: Hello) {
+    async fn serve(self: Arc<Self>, Wire { read, mut write }: Wire, address: SocketAddr, hello: Hello) {
         let Hello { node, start, purpose, .. } = hello;
         let caller = Caller { address, node, start, purpose };
         let gone = CancellationToken::new();
@@ -137,7 +134,6 @@ impl<H: Handler> Server<H> {
                 }
             },
         };
-        let (read, mut write) = stream.into_split();
         let (answers, mut frames) = mpsc::channel(CALLS_MAX);
         let ended = tokio::select! {
             ended = self.read_requests(read, &caller, bytes, answers, gone) => ended,
@@ -150,7 +146,7 @@ impl<H: Handler> Server<H> {
 
     async fn read_requests(
         &self,
-        read: OwnedReadHalf,
+        read: impl AsyncRead + Unpin,
         caller: &Caller,
         bytes: Arc<Semaphore>,
         answers: mpsc::Sender<Outgoing>,

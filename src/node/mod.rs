@@ -14,7 +14,7 @@ mod fatal;
 mod fence;
 pub mod identity;
 mod members;
-mod upkeep;
+pub mod upkeep;
 
 pub use exit::{Exit, NodeError};
 pub use identity::{DataDirectory, InitOptions};
@@ -273,9 +273,9 @@ async fn step<T>(what: &str, work: impl Future<Output = T>) {
 }
 
 /// Messages of Raft go to Raft, all others to the volume's server.
-struct Dispatch {
-    replica: Replica,
-    server: crate::volume::Server,
+pub struct Dispatch {
+    pub replica: Replica,
+    pub server: crate::volume::Server,
 }
 
 impl Handler for Dispatch {

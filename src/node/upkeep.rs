@@ -51,7 +51,7 @@ impl Silence {
 }
 
 /// Propose what is due, while this node leads, until `stop`.
-pub(super) async fn run(replica: Replica, stop: CancellationToken) {
+pub async fn run(replica: Replica, stop: CancellationToken) {
     let mut silence = Silence { last: ClusterTime(0), since: Instant::now() };
     while stop.run_until_cancelled(sleep(LOOK_EVERY)).await.is_some() {
         let Some(time) = replica.cluster_time() else { continue };

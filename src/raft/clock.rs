@@ -61,6 +61,11 @@ pub fn wall() -> Timestamp {
     Timestamp { seconds: since.as_secs() as i64, nanos: since.subsec_nanos() }
 }
 
+/// [`Bug::WallClockExpiry`](crate::seeded::Bug::WallClockExpiry)
+pub fn of_the_wall(wall: Timestamp) -> ClusterTime {
+    ClusterTime((wall.seconds as u64).saturating_mul(1_000_000_000).saturating_add(wall.nanos.into()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -62,7 +62,7 @@ pub use ending::Ending;
 use machine::Machine;
 pub use membership::{Becomes, Member, MemberChange, MemberChanged, MemberError, Roster, RosterEntry};
 pub use mend::supply;
-pub use payload::{Recorded, recorded};
+pub use payload::{Recorded, StoredVote, decode_vote, recorded};
 pub use replica::{Replica, ReplicaError, ReplicaStatus, Timing, Tuning};
 pub use scrub::{Finding, ScrubStatus};
 

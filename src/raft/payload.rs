@@ -55,7 +55,8 @@ pub struct StoredMembers {
     nodes: BTreeMap<u64, Member>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A vote as the log keeps it. One is greater than another if it may take its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StoredVote {
     pub term: u64,
     pub node: u64,
@@ -88,6 +89,11 @@ pub fn decode_formatted<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -
         }
         None => Err(CodecError::Undecodable { what, why: "no bytes".into() }),
     }
+}
+
+/// What [`crate::log::Log::vote`] holds.
+pub fn decode_vote(bytes: &[u8]) -> Result<StoredVote, CodecError> {
+    decode_formatted("vote", bytes)
 }
 
 /// The `command` bytes of a request.

@@ -17,15 +17,16 @@ use super::publish::Published;
 use super::rescue;
 use super::scrub::{ScrubHandle, ScrubStatus, Scrubber};
 use super::server::Server;
-use super::store::Store;
+use super::store::{Store, blocking};
 use super::types::*;
 use crate::fs::{
-    ClusterTime, Command, Credentials, LogIndex, NodeStart, Outcome, Refusal, Request, Sequence, SessionId, State,
-    Timestamp,
+    Answer, ClusterTime, Command, Credentials, Expected, LogIndex, NodeStart, Outcome, Query, Refusal, Request,
+    Sequence, SessionId, State, Timestamp,
 };
 use crate::limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX, SCRUB_BYTES_PER_SECOND, SNAPSHOT_AFTER_BYTES};
 use crate::log::{Body, Log, StorageError};
 use crate::net::{Caller, Expulsion, Identity, Judge, Message, NodeId, Start};
+use crate::seeded::{Bug, planted};
 use anyhow::Context;
 use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver;
@@ -172,7 +173,7 @@ fn config(timing: Timing) -> anyhow::Result<Arc<Config>> {
         enable_pre_vote: Some(true),
         // Followers compare log ids only. A leader that resumed its term after a restart could give the id of an entry that
         // it had lost with its unflushed tail to another entry, and followers would keep the first one silently.
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(planted(Bug::RestoredLeader)),
         allow_log_reversion: Some(false),
         // Snapshots and purges are the keeper's.
         snapshot_policy: SnapshotPolicy::Never,
@@ -310,6 +311,12 @@ impl Replica {
         }
         stamped.cluster = inner.clock.stamp(leader.term, inner.published.root().cluster_time(), Instant::now());
         stamped.wall = clock::wall();
+        if planted(Bug::WallClockExpiry) {
+            stamped.cluster = clock::of_the_wall(stamped.wall);
+        }
+        if planted(Bug::CasNotAtomic) {
+            judge_early(&inner.published.root(), &mut stamped.request.command);
+        }
         let Ok(command) = payload::encode_command(&stamped) else { return Ok(Err(Refusal::Invalid)) };
         let proposal = Proposal { command, stamped: Arc::new(stamped), body: Body::Bytes(body) };
         // In a task of its own: the proposal occupies its bytes until Raft is done with it, though the caller may go.
@@ -364,6 +371,9 @@ impl Replica {
     pub fn cluster_time(&self) -> Option<ClusterTime> {
         let inner = &self.inner;
         let leader = inner.leading().ok()?;
+        if planted(Bug::WallClockExpiry) {
+            return Some(clock::of_the_wall(clock::wall()));
+        }
         Some(inner.clock.peek(leader.term, inner.published.root().cluster_time(), Instant::now()))
     }
 
@@ -411,10 +421,8 @@ impl Replica {
     /// `length` bytes from `offset` of the body of entry `index`, from this node's log.
     pub async fn read_body(&self, index: LogIndex, offset: u32, length: u32) -> Result<Bytes, StorageError> {
         let log = self.inner.log.clone();
-        let read = tokio::task::spawn_blocking(move || log.read_body(index.0, offset, length));
-        read.await.unwrap_or_else(|e| {
-            Err(StorageError::Io { operation: "read", file: "log".into(), source: std::io::Error::other(e) })
-        })
+        let read = blocking(move || Ok(log.read_body(index.0, offset, length)));
+        read.await.unwrap_or_else(|source| Err(StorageError::Io { operation: "read", file: "log".into(), source }))
     }
 
     /// Fetch the body of a committed entry from a peer that has it intact, into this node's log: what to do about a body
@@ -569,6 +577,17 @@ impl Inner {
         ReplicaError::Stopped {
             why: self.endings.first().map_or_else(|| fatal.to_string(), |ending| ending.to_string()),
         }
+    }
+}
+
+/// [`Bug::CasNotAtomic`]: what holds now is not looked at again.
+fn judge_early(state: &State, command: &mut Command) {
+    let Command::Put { parent, name, expected, .. } = command else { return };
+    let found = state.answer(&Query::Lookup { parent: *parent, name: name.clone() });
+    if let Ok(Answer::Attributes(attributes)) = found
+        && *expected == Expected::Version(attributes.version)
+    {
+        *expected = Expected::Anything;
     }
 }
 

@@ -9,6 +9,7 @@ use super::mend;
 use super::messages::{self, AppendAnswer, Appended, FetchState, HashAt, HashTold, TransferAnswer, VoteAnswer, answer};
 use super::peers::NOT_INTRODUCED;
 use super::rescue::Exports;
+use super::store::blocking;
 use super::types::Types;
 use crate::codec::CodecError;
 use crate::fs::LogIndex;
@@ -149,7 +150,7 @@ impl Server {
         let question = messages::header(message)?;
         let (log, published) = (self.target.log.clone(), self.target.published.clone());
         Ok(Box::pin(async move {
-            let served = tokio::task::spawn_blocking(move || bodies::serve(&log, &published, question));
+            let served = blocking(move || Ok(bodies::serve(&log, &published, question)));
             served.await.unwrap_or_else(|e| Message::refused(e.to_string()))
         }))
     }

@@ -29,6 +29,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, Range, RangeBounds};
 use std::sync::Arc;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
 
 /// Entries in one AppendEntries request.
@@ -64,9 +65,13 @@ pub fn is_full(error: &io::Error) -> bool {
     storage.is_some_and(StorageError::is_full)
 }
 
-/// Run a call of the log that may wait for the disk.
+/// Run a call of the log that may wait for the disk. On a runtime of one thread it is run at once, on that thread: such a
+/// runtime is a simulation, whose disk does not wait and whose order of events must follow from nothing but its seed.
 pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(call).await.unwrap_or_else(|e| Err(io::Error::other(e)))
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => call(),
+        _ => tokio::task::spawn_blocking(call).await.unwrap_or_else(|e| Err(io::Error::other(e))),
+    }
 }
 
 impl Store {
@@ -163,8 +168,7 @@ impl RaftLogReader<Types> for Store {
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
         let Some(bytes) = self.log.vote() else { return Ok(None) };
-        let stored: StoredVote = payload::decode_formatted("vote", &bytes).map_err(io_error)?;
-        Ok(Some(stored.into()))
+        Ok(Some(payload::decode_vote(&bytes).map_err(io_error)?.into()))
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {

@@ -1,0 +1,148 @@
+//! What must hold, whatever happens: one file each, with its source.
+//!
+//! The white-box ones look at every node's log, vote and state after every tick; the black-box ones know only what
+//! clients wrote down. Each is told of the same few events and keeps what it needs.
+
+mod acknowledged;
+mod durable;
+mod election_safety;
+mod equal_hashes;
+mod exactly_once;
+mod expiry;
+mod file_system;
+mod leader_completeness;
+mod linearizability;
+mod log_matching;
+mod state_machine_safety;
+mod votes;
+
+use crate::diary::Diary;
+use keelfs::log::{Body, Entry, EntryId, Log};
+use keelfs::net::NodeId;
+use keelfs::raft::Replica;
+use std::collections::BTreeMap;
+
+/// `Err`: what is broken, in words.
+pub type Held = Result<(), String>;
+
+/// An entry, as far as two of them are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub id: EntryId,
+    pub command_sum: u32,
+    pub body_sum: u32,
+}
+
+impl Record {
+    fn of(entry: &Entry) -> Record {
+        let body_sum = match &entry.body {
+            Body::Bytes(bytes) => crc32c::crc32c(bytes),
+            Body::Absent(length) => *length,
+        };
+        Record { id: entry.id, command_sum: crc32c::crc32c(&entry.command), body_sum }
+    }
+}
+
+#[derive(Default)]
+pub struct Invariants {
+    pub election_safety: election_safety::ElectionSafety,
+    pub log_matching: log_matching::LogMatching,
+    pub leader_completeness: leader_completeness::LeaderCompleteness,
+    pub state_machine_safety: state_machine_safety::StateMachineSafety,
+    pub votes: votes::Votes,
+    pub durable: durable::Durable,
+    pub equal_hashes: equal_hashes::EqualHashes,
+    mirrors: BTreeMap<NodeId, Mirror>,
+}
+
+/// What one node's open log was last seen to hold.
+#[derive(Default)]
+struct Mirror {
+    ids: BTreeMap<u64, EntryId>,
+    last: Option<EntryId>,
+    applied: u64,
+}
+
+impl Invariants {
+    /// A log was opened: before anything else happens to it.
+    pub fn opened(&mut self, node: NodeId, log: &Log) -> Held {
+        self.mirrors.remove(&node);
+        self.votes.opened(node, log)?;
+        self.durable.opened(node, log)
+    }
+
+    /// Everything that this log had queued is durable, it says.
+    pub fn pumped(&mut self, node: NodeId, log: &Log) -> Held {
+        self.look_at_log(node, log)?;
+        self.votes.durable(node, log)?;
+        self.durable.synced(node, log);
+        Ok(())
+    }
+
+    /// Look at what is new in a log.
+    pub fn look_at_log(&mut self, node: NodeId, log: &Log) -> Held {
+        let state = log.state();
+        let mirror = self.mirrors.entry(node).or_default();
+        if state.last == mirror.last {
+            return Ok(());
+        }
+        let first = state.last_purged.map_or(0, |id| id.index + 1);
+        mirror.ids = mirror.ids.split_off(&first);
+        while let Some((index, id)) = mirror.ids.last_key_value() {
+            if log.entry_id(*index) == Some(*id) {
+                break;
+            }
+            mirror.ids.pop_last();
+        }
+        mirror.last = state.last;
+        let from = mirror.ids.last_key_value().map_or(first, |(index, _)| index + 1);
+        // A log that cannot be read is a node that fails, not a wrong one.
+        let Ok(entries) = log.entries(from, u64::MAX, usize::MAX, true) else { return Ok(()) };
+        self.durable.truncated(node, from);
+        for entry in entries {
+            let before = entry.id.index.checked_sub(1).and_then(|index| log.entry_id(index));
+            mirror.ids.insert(entry.id.index, entry.id);
+            self.log_matching.holds(node, Record::of(&entry), before)?;
+        }
+        Ok(())
+    }
+
+    /// Look at what a node has applied, and whether it leads.
+    pub fn look_at_replica(&mut self, node: NodeId, incarnation: u64, log: &Log, replica: &Replica) -> Held {
+        let status = replica.status();
+        if status.role == "leader" && self.election_safety.leads(node, incarnation, status.term)? {
+            self.leader_completeness.leads(node, status.term, log)?;
+        }
+        let mirror = self.mirrors.entry(node).or_default();
+        let (from, to) = (mirror.applied + 1, status.applied);
+        if to < from {
+            return Ok(());
+        }
+        mirror.applied = to;
+        for index in from..=to {
+            if let Some(hash) = replica.hash_at(keelfs::fs::LogIndex(index)) {
+                self.equal_hashes.applied(node, index, hash)?;
+            }
+        }
+        let Ok(entries) = log.entries(from, to + 1, usize::MAX, true) else { return Ok(()) };
+        for entry in entries {
+            let record = Record::of(&entry);
+            self.state_machine_safety.applied(node, record)?;
+            self.leader_completeness.committed(record.id);
+        }
+        Ok(())
+    }
+
+    pub fn look_at_state(&self, node: NodeId, replica: &Replica) -> Held {
+        file_system::holds(node, replica)
+    }
+
+    /// When all is over.
+    pub fn in_the_end(&self, diary: &Diary, replicas: &[(NodeId, Replica)]) -> Held {
+        acknowledged::hold(diary, &self.state_machine_safety)?;
+        exactly_once::holds(diary)?;
+        expiry::holds(diary, replicas)?;
+        linearizability::holds(diary)?;
+        replicas.iter().try_for_each(|(node, replica)| file_system::holds(*node, replica))
+    }
+}

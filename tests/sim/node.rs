@@ -1,0 +1,310 @@
+//! One simulated node: a machine with a disk and a clock, and the process on it while there is one.
+//!
+//! Inside runs what runs in a real node, wired as `node` wires it: log, replica, volume with its server, upkeep, and
+//! client programs of that machine. The process has a runtime of its own, with one thread and a paused clock; a crash
+//! drops the runtime, and with it everything that the process had in memory.
+
+use crate::clients::{self, Diary};
+use crate::network::{self, Host, Network};
+use crate::os::{self, Dice};
+use keelfs::log::simulated::{SimulatedDisk, Survival};
+use keelfs::log::{Log, Options, StorageError, Threading};
+use keelfs::net::{self, Identity, NodeId, Server};
+use keelfs::node::{Dispatch, upkeep};
+use keelfs::raft::{Replica, Timing, Tuning};
+use keelfs::volume::{self, Local, NodeStatus, Volume};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+pub const NODES: u64 = 5;
+const CLUSTER: u128 = 0x5eed;
+const SEGMENT_BYTES: u64 = 256 << 10;
+/// Snapshots, purges and installs happen within seconds.
+const TUNING: Tuning = Tuning {
+    snapshot_after_bytes: 96 << 10,
+    keep_entries: 40,
+    keep_bytes: 64 << 10,
+    keep_entries_min: 10,
+    scrub_bytes_per_second: 0,
+};
+
+pub fn cluster_id() -> uuid::Uuid {
+    uuid::Uuid::from_u128(CLUSTER)
+}
+
+pub fn members() -> BTreeMap<NodeId, SocketAddr> {
+    (1..=NODES).map(|node| (node, network::address(node))).collect()
+}
+
+/// A runtime whose time the world moves.
+pub struct Machine {
+    host: Host,
+    runtime: Runtime,
+    begin: tokio::time::Instant,
+    /// Milliseconds of its own clock that have passed.
+    pub elapsed_ms: u64,
+}
+
+impl Machine {
+    pub fn new(host: Host) -> Machine {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let runtime = runtime.unwrap_or_else(|e| panic!("no runtime: {e}"));
+        let begin = runtime.block_on(async { tokio::time::Instant::now() });
+        Machine { host, runtime, begin, elapsed_ms: 0 }
+    }
+
+    /// Run everything that can run, and let `ms` of its clock pass.
+    pub fn step(&mut self, network: &Network, wall_offset_ms: i64, ms: u64) {
+        network.enter(self.host);
+        self.elapsed_ms += ms;
+        let until = self.begin + Duration::from_millis(self.elapsed_ms);
+        os::stepping(wall_offset_ms, || self.runtime.block_on(async { tokio::time::sleep_until(until).await }));
+    }
+
+    /// It was stopped for so long, and wakes up.
+    pub fn jump(&mut self, network: &Network, wall_offset_ms: i64, ms: u64) {
+        network.enter(self.host);
+        self.elapsed_ms += ms;
+        os::stepping(wall_offset_ms, || {
+            self.runtime.block_on(async { tokio::time::advance(Duration::from_millis(ms)).await })
+        });
+    }
+
+    pub fn within<T>(&self, network: &Network, wall_offset_ms: i64, run: impl FnOnce() -> T) -> T {
+        network.enter(self.host);
+        let _context = self.runtime.enter();
+        os::stepping(wall_offset_ms, run)
+    }
+}
+
+/// What the process has come to, as its own tasks tell.
+#[derive(Default)]
+pub struct Told {
+    pub replica: Option<Replica>,
+    pub failed: Option<String>,
+}
+
+pub struct Process {
+    pub machine: Machine,
+    pub log: Log,
+    pub told: Arc<Mutex<Told>>,
+}
+
+pub enum Standing {
+    Up(Box<Process>),
+    /// Starts again at this time.
+    Down {
+        until_ms: u64,
+    },
+    /// Refuses to start, by the rule for rot.
+    Refused,
+}
+
+pub struct Node {
+    pub id: NodeId,
+    pub disk: SimulatedDisk,
+    pub incarnation: u64,
+    pub standing: Standing,
+    pub wall_offset_ms: i64,
+    /// Parts of a million by which its steady clock is fast.
+    pub drift_ppm: i64,
+    drift_rest: i64,
+    /// Stopped from, to.
+    pub paused_ms: Option<(u64, u64)>,
+    disk_busy_until_ms: u64,
+    /// What a sync takes, in milliseconds: from, to.
+    pub sync_ms: (u64, u64),
+    pub rotten: bool,
+    dice: Dice,
+}
+
+/// What all nodes are started with.
+pub struct Site {
+    pub seed: u64,
+    pub network: Network,
+    pub timing: Timing,
+    pub diary: Diary,
+    pub founded: bool,
+    /// Programs on each node.
+    pub programs: u64,
+}
+
+pub const SYNC_MS: (u64, u64) = (1, 6);
+
+impl Node {
+    pub fn new(id: NodeId, seed: u64) -> Node {
+        let mut dice = Dice::new(seed, 100 + id);
+        Node {
+            id,
+            disk: SimulatedDisk::new(),
+            incarnation: 0,
+            standing: Standing::Down { until_ms: 0 },
+            wall_offset_ms: dice.between(0, 4000) as i64 - 2000,
+            drift_ppm: dice.between(0, 10_000) as i64 - 5000,
+            drift_rest: 0,
+            paused_ms: None,
+            disk_busy_until_ms: 0,
+            sync_ms: SYNC_MS,
+            rotten: false,
+            dice,
+        }
+    }
+
+    pub fn process(&self) -> Option<&Process> {
+        match &self.standing {
+            Standing::Up(process) => Some(process),
+            _ => None,
+        }
+    }
+
+    pub fn replica(&self) -> Option<Replica> {
+        self.process()?.told.lock().replica.clone()
+    }
+
+    /// Start the process. `Err`: the log does not open.
+    pub fn boot(&mut self, site: &mut Site) -> Result<(), StorageError> {
+        self.incarnation += 1;
+        site.network.power_on(self.id);
+        let machine = Machine::new(self.id);
+        let options = Options {
+            segment_bytes: SEGMENT_BYTES,
+            cache_bytes: 64 << 10,
+            seed: os::splitmix(site.seed ^ (self.id << 32) ^ self.incarnation),
+            threading: Threading::Pumped,
+        };
+        let disk = Arc::new(self.disk.clone());
+        let log = machine.within(&site.network, self.wall_offset_ms, || Log::open_on(disk, options))?;
+        let told = Arc::<Mutex<Told>>::default();
+        let found = self.id == 1 && !site.founded;
+        site.founded |= found;
+        let start = Start {
+            own: Identity { cluster: cluster_id(), node: Some(self.id), start: process_start(self.incarnation, &log) },
+            log: log.clone(),
+            timing: site.timing,
+            network: site.network.clone(),
+            told: told.clone(),
+            found,
+            diary: site.diary.clone(),
+            dice: Dice::new(site.seed, 1000 * self.id + self.incarnation),
+            programs: site.programs,
+        };
+        machine.within(&site.network, self.wall_offset_ms, || drop(tokio::spawn(start.run())));
+        self.standing = Standing::Up(Box::new(Process { machine, log, told }));
+        Ok(())
+    }
+
+    /// One tick of the world: the process runs, the disk does what it has time for. `true`: it did, and all that was
+    /// queued is durable, as far as the process knows.
+    pub fn step(&mut self, network: &Network, tick_ms: u64) -> bool {
+        let now = os::now_ms();
+        let parts = tick_ms as i64 * (1_000_000 + self.drift_ppm) + self.drift_rest;
+        self.drift_rest = parts % 1_000_000;
+        let ms = (parts / 1_000_000) as u64;
+        let Standing::Up(process) = &mut self.standing else { return false };
+        match self.paused_ms {
+            Some((_, until)) if now < until => return false,
+            Some((since, _)) => {
+                self.paused_ms = None;
+                process.machine.jump(network, self.wall_offset_ms, now - since);
+            }
+            None => {}
+        }
+        process.machine.step(network, self.wall_offset_ms, ms);
+        let pumped = now >= self.disk_busy_until_ms
+            && process.machine.within(network, self.wall_offset_ms, || process.log.pump());
+        if pumped {
+            self.disk_busy_until_ms = now + self.dice.between(self.sync_ms.0, self.sync_ms.1);
+        }
+        pumped
+    }
+
+    /// The process is gone. With power: what was written survives in the page cache; else only as the disk pleases.
+    pub fn crash(&mut self, network: &Network, power: Option<Survival>, until_ms: u64) {
+        match power {
+            Some(survival) => {
+                network.power_off(self.id);
+                self.disk = self.disk.crash(survival);
+            }
+            None => {
+                network.process_ended(self.id);
+                self.disk = self.disk.kill();
+            }
+        }
+        self.standing = Standing::Down { until_ms };
+        self.paused_ms = None;
+        self.disk_busy_until_ms = 0;
+    }
+}
+
+struct Start {
+    own: Identity,
+    log: Log,
+    timing: Timing,
+    network: Network,
+    told: Arc<Mutex<Told>>,
+    found: bool,
+    diary: Diary,
+    dice: Dice,
+    programs: u64,
+}
+
+impl Start {
+    async fn run(self) {
+        let node = self.own.node.unwrap_or_default();
+        let log_told = self.told.clone();
+        self.log.on_failure(Box::new(move |error| {
+            log_told.lock().failed.get_or_insert(error.to_string());
+        }));
+        let started = Replica::start_tuned(self.own.clone(), self.log, members(), self.timing, TUNING).await;
+        let replica = match started {
+            Ok(replica) => replica,
+            Err(e) => {
+                self.told.lock().failed.get_or_insert(format!("cannot start raft: {e:#}"));
+                return;
+            }
+        };
+        let local = Local::new(replica.clone(), self.own.clone());
+        let status = status_of(self.own.clone(), replica.clone());
+        let server = volume::Server::new(local.clone(), status);
+        let stop = CancellationToken::new();
+        let dispatch = Arc::new(Dispatch { replica: replica.clone(), server });
+        tokio::spawn(Server::run(self.network.listen(node), self.own, dispatch, stop.clone()));
+        if self.found {
+            // Tried again by nobody: the founding is done before anything goes wrong.
+            let _ = replica.initialize(members()).await;
+        }
+        tokio::spawn(upkeep::run(replica.clone(), stop));
+        self.told.lock().replica = Some(replica.clone());
+        let volume = Volume::local(local, &format!("node {node}"));
+        clients::start(&volume, node * 10, self.programs, &self.diary, &self.dice);
+        let why = replica.failed().await;
+        self.told.lock().failed.get_or_insert(why.to_string());
+    }
+}
+
+fn process_start(incarnation: u64, log: &Log) -> net::Start {
+    let log_end = log.state().last.map_or(0, |id| id.index);
+    net::Start { incarnation, run: incarnation, log_end, ..net::Start::default() }
+}
+
+fn status_of(own: Identity, replica: Replica) -> impl Fn() -> NodeStatus + Send + Sync {
+    let node = own.node.unwrap_or_default();
+    move || NodeStatus {
+        cluster: own.cluster,
+        node,
+        address: network::address(node),
+        pid: 1,
+        version: String::new(),
+        incarnation: own.start.incarnation,
+        run: own.start.run,
+        holds: replica.holds().0,
+        mounts: Vec::new(),
+        cs733: None,
+        replica: replica.status(),
+    }
+}

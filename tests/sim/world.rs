@@ -1,0 +1,309 @@
+//! A run: five nodes, their clients, the network between them, what goes wrong, and everyone who watches.
+//!
+//! Time passes in ticks. In each, what is due on the network arrives, the nemesis does what it has planned, every machine
+//! runs until it has nothing left to do, every disk does one batch if it is not busy, and the invariants are looked at.
+//! First comes a phase with faults (safety), then all is healed, and everything must come to an end (liveness).
+
+use crate::clients::{self, Diary};
+use crate::invariants::{Held, Invariants};
+use crate::nemesis::Nemesis;
+use crate::network::{self, Host, Network, TICK_MS};
+use crate::node::{self, Machine, NODES, Node, Site, Standing};
+use crate::os::{self, Dice};
+use crate::trace::Trace;
+use keelfs::log::StorageError;
+use keelfs::log::simulated::Survival;
+use keelfs::net::NodeId;
+use keelfs::raft::{Replica, Timing};
+use keelfs::volume::{Client, Volume};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Machines that have programs and no data.
+const OUTSIDERS: u64 = 2;
+const PROGRAMS: u64 = 2;
+/// How long everything may take to come to an end once nothing is wrong any more.
+const LIVENESS_MS: u64 = 120_000;
+/// Between the healing and the last call.
+const SETTLE_MS: u64 = 2_000;
+const ROLES_EVERY_MS: u64 = 6;
+const CHECK_EVERY_MS: u64 = 2_000;
+
+pub struct World {
+    site: Site,
+    nodes: Vec<Node>,
+    outsiders: Vec<(Machine, Volume)>,
+    nemesis: Nemesis,
+    invariants: Invariants,
+    consequences: BTreeMap<String, u64>,
+    dice: Dice,
+    safety_ms: u64,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    pub broken: Option<String>,
+    /// Why the run proves nothing.
+    pub void: Option<String>,
+    pub simulated_ms: u64,
+    pub operations: u64,
+    pub answered: u64,
+    pub entries: u64,
+    pub leaders: u64,
+    pub faults: BTreeMap<String, u64>,
+    /// What some of them came to: a failing sync is only prepared, and may be overtaken by a crash.
+    pub consequences: BTreeMap<String, u64>,
+    pub trace: u64,
+}
+
+fn timing(dice: &mut Dice) -> Timing {
+    let (heartbeat, min, max) = *dice.pick(&[(50, 200, 400), (100, 400, 800), (250, 1000, 2000)]);
+    Timing {
+        heartbeat: Duration::from_millis(heartbeat),
+        election_min: Duration::from_millis(min),
+        election_max: Duration::from_millis(max),
+    }
+}
+
+impl World {
+    pub fn new(seed: u64) -> World {
+        os::begin(seed);
+        let mut dice = Dice::new(seed, 3);
+        let trace = Trace::default();
+        let network = Network::new(seed, trace.clone());
+        keelfs::net::dial_through(Rc::new(network.clone()));
+        let diary = Diary::new(trace);
+        let hosts: Vec<Host> = (1..=NODES + OUTSIDERS).collect();
+        let safety_ms = *dice.pick(&[14_000, 20_000, 40_000]);
+        let site = Site {
+            seed,
+            network: network.clone(),
+            timing: timing(&mut dice),
+            diary,
+            founded: false,
+            programs: PROGRAMS,
+        };
+        let mut world = World {
+            nodes: (1..=NODES).map(|id| Node::new(id, seed)).collect(),
+            outsiders: Vec::new(),
+            nemesis: Nemesis::new(seed, safety_ms, hosts),
+            invariants: Invariants::default(),
+            consequences: BTreeMap::new(),
+            site,
+            dice,
+            safety_ms,
+        };
+        (NODES + 1..=NODES + OUTSIDERS).for_each(|host| world.add_outsider(host));
+        world
+    }
+
+    fn add_outsider(&mut self, host: Host) {
+        self.site.network.power_on(host);
+        let machine = Machine::new(host);
+        let first = self.dice.below(NODES);
+        let addresses = (0..NODES).map(|node| network::address(1 + (first + node) % NODES)).collect();
+        let client = Client::new(addresses, node::cluster_id()).unwrap_or_else(|e| panic!("{e}"));
+        let (diary, dice) = (self.site.diary.clone(), Dice::new(self.site.seed, 500 + host));
+        let volume = machine.within(&self.site.network, 0, || {
+            let volume = client.volume(&format!("outsider {host}"));
+            clients::start(&volume, host * 10, PROGRAMS, &diary, &dice);
+            volume
+        });
+        self.outsiders.push((machine, volume));
+    }
+
+    pub fn run(mut self) -> Outcome {
+        let held = self.play();
+        let (operations, answered) = self.site.diary.operations();
+        let mut outcome = Outcome {
+            broken: held.err(),
+            void: None,
+            simulated_ms: os::now_ms(),
+            operations: operations as u64,
+            answered: answered as u64,
+            entries: self.invariants.state_machine_safety.entries() as u64,
+            leaders: self.invariants.election_safety.leaders() as u64,
+            faults: self.nemesis.happened.iter().map(|(fault, count)| (format!("{fault:?}"), *count)).collect(),
+            consequences: self.consequences.clone(),
+            trace: self.site.diary.trace.hash(),
+        };
+        if outcome.broken.is_none() {
+            outcome.void = self.void(&outcome);
+        }
+        // The runtimes are not ended in order: the process ends here.
+        std::mem::take(&mut self.nodes).into_iter().for_each(drop);
+        outcome
+    }
+
+    fn void(&self, outcome: &Outcome) -> Option<String> {
+        let least = self.safety_ms / 500;
+        if self.nemesis.missed() > 0 {
+            return Some(format!("{} planned faults never happened", self.nemesis.missed()));
+        }
+        (outcome.answered < least)
+            .then(|| format!("{} operations were answered, of at least {least}", outcome.answered))
+    }
+
+    fn play(&mut self) -> Held {
+        while os::now_ms() < self.safety_ms {
+            self.tick(true)?;
+        }
+        // A fault that has found nothing to do yet has some more time.
+        while self.nemesis.missed() > 0 && os::now_ms() < self.safety_ms + 20_000 {
+            self.tick(true)?;
+        }
+        self.nemesis.heal(&mut self.nodes, &self.site.network);
+        let healed = os::now_ms();
+        while os::now_ms() < healed + LIVENESS_MS {
+            self.tick(false)?;
+            let last_call = os::now_ms() > healed + SETTLE_MS;
+            self.site.diary.with(|pages| pages.last_call |= last_call);
+            if last_call && self.unfinished().is_none() {
+                return self.invariants.in_the_end(&self.site.diary, &self.replicas());
+            }
+        }
+        // What clients saw may say why.
+        self.invariants.in_the_end(&self.site.diary, &self.replicas())?;
+        Err(format!(
+            "liveness: {} s after all was healed, {}",
+            LIVENESS_MS / 1000,
+            self.unfinished().unwrap_or_default()
+        ))
+    }
+
+    fn replicas(&self) -> Vec<(NodeId, Replica)> {
+        self.nodes.iter().filter_map(|node| Some((node.id, node.replica()?))).collect()
+    }
+
+    /// What is still to come: clients, nodes, equal states.
+    fn unfinished(&self) -> Option<String> {
+        let waiting: Vec<u64> =
+            self.site.diary.with(|pages| pages.clients.difference(&pages.finished).copied().collect());
+        if !waiting.is_empty() {
+            return Some(format!("clients {waiting:?} have not finished"));
+        }
+        let replicas = self.replicas();
+        let refused = self.nodes.iter().filter(|node| matches!(node.standing, Standing::Refused)).count();
+        if replicas.len() + refused < NODES as usize || refused > 1 {
+            return Some(format!("{} of {NODES} nodes run, {refused} refuse to", replicas.len()));
+        }
+        let states: Vec<_> = replicas.iter().map(|(node, replica)| (node, replica.state())).collect();
+        let applied: Vec<_> = states.iter().map(|(node, state)| (**node, state.applied().0)).collect();
+        let equal = states
+            .windows(2)
+            .all(|pair| pair[0].1.applied() == pair[1].1.applied() && pair[0].1.hash() == pair[1].1.hash());
+        (!equal).then(|| format!("the nodes have applied up to {applied:?}, or differ"))
+    }
+
+    fn tick(&mut self, faults: bool) -> Held {
+        os::set_now_ms(os::now_ms() + TICK_MS);
+        self.site.network.deliver();
+        if faults {
+            self.nemesis.step(&mut self.nodes, &self.site.network);
+            self.forget_dead_clients();
+        }
+        for number in 0..self.nodes.len() {
+            self.tick_node(number)?;
+        }
+        for (machine, _) in &mut self.outsiders {
+            machine.step(&self.site.network, 0, TICK_MS);
+        }
+        if let Some(panicked) = crate::panicked() {
+            return Err(format!("a panic: {panicked}"));
+        }
+        match self.site.diary.with(|pages| pages.seen_wrong.first().cloned()) {
+            Some(wrong) => Err(format!("a client saw what must not be: {wrong}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Clients end with the process that they are part of.
+    fn forget_dead_clients(&mut self) {
+        let up: Vec<NodeId> = self.nodes.iter().filter(|node| node.process().is_some()).map(|node| node.id).collect();
+        self.site.diary.with(|pages| pages.clients.retain(|client| client / 10 > NODES || up.contains(&(client / 10))));
+    }
+
+    fn tick_node(&mut self, number: usize) -> Held {
+        let now = os::now_ms();
+        let node = &mut self.nodes[number];
+        match &node.standing {
+            Standing::Refused => return Ok(()),
+            Standing::Down { until_ms } if now < *until_ms => return Ok(()),
+            Standing::Down { .. } => return self.boot(number),
+            Standing::Up(_) => {}
+        }
+        let pumped = node.step(&self.site.network, TICK_MS);
+        let Some(process) = node.process() else { return Ok(()) };
+        if node.disk.is_off() {
+            let survival = Survival::Random(self.dice.any());
+            node.crash(&self.site.network, Some(survival), now + self.dice.between(20, 1500));
+            self.forget_dead_clients();
+            self.count("power went in mid-write");
+            return Ok(());
+        }
+        let failed = process.told.lock().failed.clone();
+        if let Some(why) = failed {
+            return self.exited(number, &why);
+        }
+        match pumped {
+            true => self.invariants.pumped(node.id, &process.log)?,
+            false => self.invariants.look_at_log(node.id, &process.log)?,
+        }
+        if now % ROLES_EVERY_MS < TICK_MS
+            && let Some(replica) = node.replica()
+        {
+            self.invariants.look_at_replica(node.id, node.incarnation, &process.log, &replica)?;
+            if now % CHECK_EVERY_MS < TICK_MS {
+                self.invariants.look_at_state(node.id, &replica)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn boot(&mut self, number: usize) -> Held {
+        let node = &mut self.nodes[number];
+        match node.boot(&mut self.site) {
+            Ok(()) => {
+                let Some(process) = node.process() else { return Ok(()) };
+                self.invariants.opened(node.id, &process.log)
+            }
+            Err(StorageError::Damaged { .. }) if node.rotten => {
+                node.standing = Standing::Refused;
+                self.count("refused to start: rot");
+                Ok(())
+            }
+            Err(StorageError::Io { .. }) => {
+                // No space, or the power went again.
+                let power = node.disk.is_off().then(|| Survival::Random(self.dice.any()));
+                node.crash(&self.site.network, power, os::now_ms() + 300);
+                Ok(())
+            }
+            Err(error) => Err(format!("node {} refuses to start without rot: {error}", node.id)),
+        }
+    }
+
+    /// What the faults came to.
+    fn count(&mut self, what: &str) {
+        *self.consequences.entry(what.into()).or_default() += 1;
+    }
+
+    /// The process has ended by itself, because its disk or its Raft failed.
+    fn exited(&mut self, number: usize, why: &str) -> Held {
+        self.site.diary.trace.note("exited", &[number as u64 + 1]);
+        self.site.diary.trace.tell(|| format!("node {} has ended: {why}", number + 1));
+        self.count(if why.contains("No space left") {
+            "ended: no space"
+        } else {
+            "ended: its disk or its raft failed"
+        });
+        let node = &mut self.nodes[number];
+        let until = os::now_ms() + self.dice.between(200, 2000);
+        // Often the machine is restarted as well, and then a failed sync has really lost something.
+        let power = self.dice.chance(50).then(|| Survival::Random(self.dice.any()));
+        node.crash(&self.site.network, power, until);
+        self.forget_dead_clients();
+        Ok(())
+    }
+}
