@@ -29,6 +29,9 @@ pub enum Survival {
     Prefix(u64),
     /// Any subset of changes and of the sectors of writes.
     Random(u64),
+    /// This subset: of the pieces that [`SimulatedDisk::unsynced_pieces`] counts, in the order of the calls, those whose
+    /// bit is set. The 65th goes with the first, and so on.
+    Subset(u64),
 }
 
 /// What was asked of the disk so far.
@@ -192,6 +195,12 @@ impl SimulatedDisk {
         self.world.lock().unsynced.iter().map(|change| change.weight()).sum()
     }
 
+    /// Changes that nothing has made durable yet, each sector of a write by itself: each of them may survive a crash
+    /// without the others.
+    pub fn unsynced_pieces(&self) -> u32 {
+        self.world.lock().unsynced.iter().map(|change| change.pieces()).sum()
+    }
+
     /// The whole content of a file, as the running process sees it.
     pub fn content(&self, name: &str) -> Option<Vec<u8>> {
         let world = self.world.lock();
@@ -200,6 +209,13 @@ impl SimulatedDisk {
 }
 
 impl Change {
+    fn pieces(&self) -> u32 {
+        match self {
+            Change::Write { offset, bytes, .. } => sectors(*offset, bytes).len() as u32,
+            _ => 1,
+        }
+    }
+
     fn weight(&self) -> u64 {
         match self {
             Change::Write { bytes, .. } => bytes.len() as u64,
@@ -332,11 +348,19 @@ impl World {
         };
         // How likely a change survives, in sixteenths; drawn once, so that all or nothing is common.
         let odds = [0, 2, 8, 14, 16][dice.below(5) as usize];
+        let mut piece = 0;
+        let mut survives = || {
+            piece += 1;
+            match survival {
+                Survival::Subset(these) => these >> ((piece - 1) % 64) & 1 == 1,
+                _ => dice.below(16) < odds,
+            }
+        };
         for change in &self.unsynced {
             match survival {
                 Survival::Nothing => break,
                 Survival::Prefix(_) if left == 0 && change.weight() > 0 => break,
-                Survival::Random(_) => next.survive_some(&mut inodes, change, odds, &mut dice),
+                Survival::Random(_) | Survival::Subset(_) => next.survive_some(&mut inodes, change, &mut survives),
                 _ => next.survive(&mut inodes, &prefix(change, left)),
             }
             left = left.saturating_sub(change.weight());
@@ -352,17 +376,22 @@ impl World {
         }
     }
 
-    fn survive_some(&mut self, inodes: &mut BTreeMap<u64, Inode>, change: &Change, odds: u64, dice: &mut Dice) {
+    fn survive_some(
+        &mut self,
+        inodes: &mut BTreeMap<u64, Inode>,
+        change: &Change,
+        survives: &mut impl FnMut() -> bool,
+    ) {
         match change {
             Change::Write { inode, offset, bytes } => {
                 for (at, piece) in sectors(*offset, bytes) {
-                    if dice.below(16) < odds {
+                    if survives() {
                         let piece = Change::Write { inode: *inode, offset: at, bytes: piece.to_vec() };
                         self.survive(inodes, &piece);
                     }
                 }
             }
-            other if dice.below(16) < odds => self.survive(inodes, other),
+            other if survives() => self.survive(inodes, other),
             _ => {}
         }
     }

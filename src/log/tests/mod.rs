@@ -8,6 +8,7 @@ mod mend;
 mod real;
 mod rig;
 mod space;
+mod subsets;
 
 use std::sync::Arc;
 use std::sync::mpsc;

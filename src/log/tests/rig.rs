@@ -143,6 +143,25 @@ impl Rig {
         self.verify();
     }
 
+    /// The same story up to here, on another disk: what became of this one in a crash.
+    pub fn after(&self, survival: Survival) -> Rig {
+        let mut branch = Rig {
+            disk: self.disk.crash(survival),
+            log: None,
+            options: self.options.clone(),
+            states: self.states.clone(),
+            acknowledged: Arc::new(AtomicUsize::new(self.acknowledged())),
+            term: self.term,
+            dead: self.dead.clone(),
+            committed_next: self.committed_next,
+            snapshot: self.snapshot,
+            snapshots_tried: self.snapshots_tried.clone(),
+            opened: self.opened,
+        };
+        branch.open(survival);
+        branch
+    }
+
     pub fn crash(&mut self, survival: Survival) {
         self.disk = self.disk.crash(survival);
         self.drop_log();
