@@ -17,8 +17,8 @@ use uuid::Uuid;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long one try to say that it has started may take.
 const SAY_TIME: Duration = Duration::from_secs(5);
-/// How often the leader notes how far the logs reach: an old copy of a data directory that is younger than this may not be
-/// known for one.
+/// How often the leader notes how far the logs reach: an old copy of a data directory that is younger than this is known for
+/// one only by the node that led when it was made.
 const NOTE_EVERY: Duration = Duration::from_secs(5);
 /// How long noting may take before the leader looks anew.
 const NOTE_TIME: Duration = Duration::from_secs(10);

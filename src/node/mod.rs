@@ -103,13 +103,13 @@ impl Node {
             None => None,
         };
         let incarnation = directory.raise_incarnation()?;
-        let run = Uuid::new_v4().as_u64_pair().0;
-        // Who asks for what is damaged here cannot say how far its log reaches, and is not judged by that.
-        let asks = Start { instance: directory.instance, incarnation, run, log_end: u64::MAX };
+        // Who asks for what is damaged here cannot say how far its log reaches, and is not judged by that: it is no run yet.
+        let (instance, run) = (directory.instance, Uuid::new_v4().as_u64_pair());
+        let asks = Start { instance, incarnation, run: run.1, log_end: u64::MAX };
         let own = Identity { cluster: directory.cluster, node: Some(directory.node), start: asks };
         let (fatal, log) = (Fatal::new(), open_log(&directory, own.clone()).await?);
         let log_end = log.state().last.map_or(0, |id| id.index);
-        let start = Start { log_end, ..asks };
+        let start = Start { run: run.0, log_end, ..asks };
         let own = Identity { start, ..own };
         fatal.watch_log(&log);
         let fresh = log.state().last.is_none() && log.state().last_purged.is_none();

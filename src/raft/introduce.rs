@@ -20,7 +20,8 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver;
-use std::collections::BTreeSet;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -40,11 +41,17 @@ pub struct Registrar {
     /// Empty until the state has been loaded: then nothing is known to hold against anyone.
     published: OnceLock<Arc<Published>>,
     expelled: watch::Sender<Option<Expulsion>>,
+    /// Set once it runs.
+    raft: OnceLock<Raft<Types, Machine>>,
+    /// Runs that were held against what this node, leading, knew of the run before.
+    compared: Mutex<BTreeMap<NodeId, u64>>,
 }
 
 impl Default for Registrar {
     fn default() -> Registrar {
-        Registrar { published: OnceLock::new(), expelled: watch::Sender::new(None) }
+        let (published, expelled, raft, compared) =
+            (OnceLock::new(), watch::Sender::new(None), OnceLock::new(), Mutex::default());
+        Registrar { published, expelled, raft, compared }
     }
 }
 
@@ -55,6 +62,26 @@ impl Registrar {
         let _ = self.published.set(published);
     }
 
+    pub fn follow(&self, raft: Raft<Types, Machine>) {
+        // Once, where the replica starts.
+        let _ = self.raft.set(raft);
+    }
+
+    /// What leaders note comes seconds late; the leader itself knows at once what a run before has acknowledged to it. A
+    /// run is compared when it first shows itself: later its log has grown.
+    fn compare(&self, node: NodeId, start: &Start) -> Result<(), Unfit> {
+        let mut compared = self.compared.lock();
+        if compared.get(&node) == Some(&start.run) {
+            return Ok(());
+        }
+        let known = self.raft.get().map_or(0, |raft| acknowledged_by(raft, node));
+        if start.log_end < known {
+            return Err(Unfit::OldLog { node, found: start.log_end, known });
+        }
+        compared.insert(node, start.run);
+        Ok(())
+    }
+
     pub fn watch(&self) -> watch::Receiver<Option<Expulsion>> {
         self.expelled.subscribe()
     }
@@ -62,15 +89,25 @@ impl Registrar {
 
 impl Judge for Registrar {
     fn admit(&self, node: NodeId, start: &Start) -> Result<(), Expulsion> {
-        match self.published.get() {
-            Some(published) => published.root().fit(node, &noted(start)).map_err(expulsion),
-            None => Ok(()),
-        }
+        let Some(published) = self.published.get() else { return Ok(()) };
+        let fit = published.root().fit(node, &noted(start));
+        fit.and_then(|()| self.compare(node, start)).map_err(expulsion)
     }
 
     fn expelled(&self, expulsion: Expulsion) {
         self.expelled.send_if_modified(|said| said.is_none() && said.replace(expulsion).is_none());
     }
+}
+
+/// While this node leads: the last committed entry that another is known to hold. What is committed is never taken back, so
+/// also a leader that does not know yet that it is none any more says nothing wrong.
+fn acknowledged_by(raft: &Raft<Types, Machine>, node: NodeId) -> u64 {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let committed = metrics.cluster_committed.map_or(0, |id| id.index);
+    let matched = metrics.replication.as_ref().filter(|_| node != metrics.id);
+    let matched = matched.and_then(|matched| matched.get(&node).copied().flatten());
+    matched.map_or(0, |id| id.index.min(committed))
 }
 
 /// A start as the state notes it.

@@ -214,6 +214,8 @@ impl Replica {
         let met = endings.first();
         let raft = raft.map_err(|e| met.map_or_else(|| e.into(), Ending::into_error)).context("cannot start raft")?;
 
+        registrar.follow(raft.clone());
+
         let stop = CancellationToken::new();
         let space = Arc::new(Mutex::new(()));
         tokio::spawn(introduce::introduce(raft.clone(), peers.clone(), node, stop.clone()));

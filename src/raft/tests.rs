@@ -200,8 +200,6 @@ impl Cluster {
 
     async fn boot(&mut self, id: NodeId) {
         self.incarnation += 1;
-        let start = Start { incarnation: self.incarnation, run: self.incarnation, ..Start::default() };
-        let own = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(id), start };
         let addresses = self.addresses();
         let node = &mut self.nodes[id as usize - 1];
         let disk: Arc<dyn Disk> = match &node.disk {
@@ -209,7 +207,11 @@ impl Cluster {
             None => Arc::new(RealDisk::open(node.directory.path()).unwrap()),
         };
         let options = Options { segment_bytes: self.segment_bytes, ..Options::default() };
-        let log = open_log(&own, disk, options, &addresses).await.unwrap();
+        let start = Start { incarnation: self.incarnation, log_end: u64::MAX, ..Start::default() };
+        let asks = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(id), start };
+        let log = open_log(&asks, disk, options, &addresses).await.unwrap();
+        let log_end = log.state().last.map_or(0, |id| id.index);
+        let own = Identity { start: Start { run: self.incarnation, log_end, ..start }, ..asks };
         let replica = Replica::start_tuned(own.clone(), log, addresses, TIMING, TUNING).await.unwrap();
         let stop = CancellationToken::new();
         let listener = TcpListener::bind(node.address).await.unwrap();

@@ -205,6 +205,19 @@ fn a_wiped_node_and_old_copies_never_take_part_again() {
         fs::rename(&truth, &data).expect("a rename");
     };
 
+    // A copy that is a moment old: what the node has acknowledged since is known to the leader alone.
+    (0..5).for_each(|n| write(&format!("first-{n}")));
+    let copied = cluster.outside("copied-now");
+    cluster.signal(2, "STOP");
+    copy(&data, &copied);
+    cluster.signal(2, "CONT");
+    let end = cluster.status()[1].applied;
+    (0..20).for_each(|n| write(&format!("since-{n}")));
+    wait_for("node 2 to have applied them", || (cluster.status()[1].applied >= end.map(|end| end + 20)).then_some(()));
+    cluster.kill(&[2]);
+    unfit("a fresh copy of a running node", &copied, "has been reverted: its log ends at entry");
+    cluster.restart(&[2]);
+
     // A copy that is made while the node runs, after which the node holds more.
     (0..20).for_each(|n| write(&format!("before-{n}")));
     let copied = cluster.outside("copied-running");
@@ -222,9 +235,9 @@ fn a_wiped_node_and_old_copies_never_take_part_again() {
     copy(&data, &copied);
     cluster.restart(&[2]);
     let starts = || cluster.members()[1]["incarnation"].as_u64();
-    wait_for("the second start to be known", || (starts() >= Some(2)).then_some(()));
+    wait_for("the second start to be known", || (starts() >= Some(3)).then_some(()));
     cluster.kill(&[2]);
-    unfit("a copy of a stopped node", &copied, "has been reverted: this is start 2");
+    unfit("a copy of a stopped node", &copied, "has been reverted: this is start 3");
 
     // The disk is lost, and someone initialises it again.
     let told = fs::read_to_string(cluster.directory().join("cluster.toml")).expect("cluster.toml");
