@@ -255,3 +255,28 @@ impl Mending {
         self.until.lock().remove(&index);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{Body, Entry, EntryId};
+
+    /// The tail of a deposed leader holds bodies of entries that are others for everybody else.
+    #[test]
+    fn the_body_of_an_entry_that_is_not_applied_here_is_given_to_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = Log::open(directory.path()).unwrap();
+        let entry = |index| Entry {
+            id: EntryId { term: 1, node: 1, index },
+            command: Bytes::from_static(b"command"),
+            body: Body::Bytes(Bytes::from_static(b"perhaps another's")),
+        };
+        let (done, _appended) = completion();
+        log.append(vec![entry(0), entry(1)], done);
+        let mut state = State::new();
+        assert!(matches!(find(&log, &Published::new(state.clone()), 1), Err(StorageError::NoBody { index: 1 })));
+        // Applied, and nothing refers to it: read while it is there.
+        state.skip(LogIndex(1));
+        assert_eq!(find(&log, &Published::new(state), 1).unwrap(), Ok(Bytes::from_static(b"perhaps another's")));
+    }
+}
