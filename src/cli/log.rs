@@ -103,7 +103,9 @@ fn describe(object: &mut Value, recorded: &Recorded) -> serde_json::Result<()> {
             object["sequence"] = request.sequence.0.into();
             object["first_outstanding"] = request.first_outstanding.0.into();
             object["credentials"] = serde_json::to_value(request.credentials)?;
-            object["command"] = serde_json::to_value(&request.command)?;
+            // Numbers of more than 64 bits are none in JSON.
+            let command = serde_json::to_value(&request.command);
+            object["command"] = command.unwrap_or_else(|_| format!("{:?}", request.command).into());
             readable(&mut object["command"]);
         }
     }

@@ -7,7 +7,8 @@ use inode::{Inode, Node};
 use state::Cause;
 
 impl State {
-    /// By inode. Expecting 0 means that it must not exist, and it does.
+    /// By inode. Expecting 0 means that it must not exist, and it does. Refused for what has no name any more: of two that
+    /// expect one version, one may have taken the name away by a conditional rename, and only one may win.
     pub(super) fn replace(
         &mut self,
         cause: &Cause,
@@ -16,7 +17,8 @@ impl State {
         expiry: ExpiryChange,
         length: u32,
     ) -> Outcome {
-        version_holds(self.file(ino)?, Expected::Version(expected))?;
+        self.file(ino)?;
+        version_holds(self.named(ino)?, Expected::Version(expected))?;
         self.rewrite(cause, ino, length);
         self.move_deadline(cause, ino, expiry);
         self.shown(ino)

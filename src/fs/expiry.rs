@@ -16,12 +16,14 @@ use state::Cause;
 const NANOS_PER_SECOND: i128 = 1_000_000_000;
 
 impl State {
-    /// `user.keelfs.ttl`, `.expires`.
+    /// `user.keelfs.ttl`, `.expires`. Refused for what has no name any more: whoever renews a file that has just ended must
+    /// not be told that it lives.
     pub(super) fn set_expiry(&mut self, cause: &Cause, ino: Ino, expiry: ExpiryChange) -> Outcome {
         self.inode(ino)?;
         if ino == Ino::ROOT {
             return Err(Refusal::NotPermitted);
         }
+        self.named(ino)?;
         self.amend(cause, ino, |inode| inode.deadline = deadline_after(cause, inode.deadline, expiry));
         Ok(Reply::Done)
     }

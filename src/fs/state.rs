@@ -178,6 +178,13 @@ impl State {
     }
 
     /// A regular file, for what only these have: content.
+    /// An inode that has a name. For commands about what a name means: whoever found the inode by a name that has gone
+    /// since must look again, as if the inode were no more.
+    pub(super) fn named(&self, ino: Ino) -> Result<&Arc<Inode>, Refusal> {
+        let inode = self.inode(ino)?;
+        if inode.is_named() { Ok(inode) } else { Err(Refusal::NoSuchInode) }
+    }
+
     pub(super) fn file(&self, ino: Ino) -> Result<&Arc<Inode>, Refusal> {
         let inode = self.inode(ino)?;
         match inode.kind() {

@@ -34,8 +34,6 @@ pub struct Setup {
     pub stale_reads: bool,
     /// Nodes read the wall clock from a file of ours.
     pub own_clocks: bool,
-    /// The node whose disk can be starved.
-    pub starving: Option<u64>,
 }
 
 pub struct Node {
@@ -82,10 +80,7 @@ impl Cluster {
     fn make_node(&self, id: u64) -> Node {
         let (directory, name) = (&self.setup.directory, format!("disk{id}"));
         let kind = if id.is_multiple_of(2) { Kind::Xfs } else { Kind::Ext4 };
-        let disk = match self.setup.starving == Some(id) {
-            true => Disk::make_within(directory, &name, Kind::Ext4),
-            false => Disk::make(directory, &name, kind),
-        };
+        let disk = Disk::make(directory, &name, kind);
         let mount = directory.join(format!("mnt{id}"));
         fs::create_dir_all(&mount).expect("a mount point");
         if self.setup.own_clocks {

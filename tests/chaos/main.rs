@@ -174,14 +174,7 @@ fn fail_over(words: &Words, kills: usize, root: &Path, network: &Rc<Network>) ->
     let directory = root.join("failover");
     std::fs::create_dir_all(&directory).unwrap_or_else(|e| panic!("cannot make {}: {e}", directory.display()));
     let binary = binary(words);
-    let setup = Setup {
-        binary,
-        directory: directory.clone(),
-        timeout_s: 30,
-        stale_reads: false,
-        own_clocks: false,
-        starving: None,
-    };
+    let setup = Setup { binary, directory: directory.clone(), timeout_s: 30, stale_reads: false, own_clocks: false };
     match failover::measure(kills, setup, network) {
         Ok(()) => std::fs::remove_dir_all(&directory).is_ok(),
         Err(why) => {

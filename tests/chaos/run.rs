@@ -82,7 +82,6 @@ fn try_run(plan: &Plan, network: &Rc<Network>, report: &mut Report) -> Result<()
         timeout_s: if plan.nemesis.unnoticed { DEFAULT_TIMEOUT_S } else { *dice.of(&[4, 10, DEFAULT_TIMEOUT_S]) },
         stale_reads: plan.stale_reads,
         own_clocks: plan.nemesis.needs == Needs::Clocks,
-        starving: (plan.nemesis.needs == Needs::StarvingDisk).then(|| dice.between(1, NODES)),
     };
     let chosen = choose(&mut dice);
     report.workloads = chosen.iter().map(|workload| workload.name).collect();

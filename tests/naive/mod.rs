@@ -197,6 +197,7 @@ impl Naive {
             }
             Command::Replace { ino, expected, expiry, .. } => {
                 self.file(ino)?;
+                self.named(ino)?;
                 self.expect_version(ino, expected)?;
                 self.set_deadline(ino, expiry);
                 self.rewrite(ino, body)
@@ -233,6 +234,7 @@ impl Naive {
             },
             Command::SetExpiry { ino, expiry } => {
                 self.mortal(ino)?;
+                self.named(ino)?;
                 self.set_deadline(ino, expiry);
                 self.done(ino)
             }
@@ -272,6 +274,10 @@ impl Naive {
     /// Not the root, which never ends.
     fn mortal(&mut self, ino: Ino) -> Answered<&mut Node> {
         if ino == Ino::ROOT { Err(Refusal::NotPermitted) } else { self.node(ino) }
+    }
+
+    fn named(&self, ino: Ino) -> Answered {
+        if self.names(ino).is_empty() { Err(Refusal::NoSuchInode) } else { Ok(()) }
     }
 
     fn names(&self, ino: Ino) -> Vec<(Ino, Name)> {

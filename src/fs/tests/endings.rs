@@ -24,6 +24,23 @@ fn nothing_ends_early_and_what_was_renewed_stays() {
     assert_eq!(play.at("f"), Err(Refusal::NoSuchName));
 }
 
+/// Found by chaos (torn, seed 1005): whoever had looked the file up before it ended was told that it was renewed.
+#[test]
+fn what_has_ended_is_neither_renewed_nor_replaced() {
+    let mut play = Play::new();
+    let file = play.file("f");
+    play.run(expire_after(file, 1)).unwrap();
+    play.expire_until(play.now + SECOND);
+    assert_eq!(play.run(expire_after(file, 1)), Err(Refusal::NoSuchInode));
+    let version = play.stat(file).version;
+    let cas = Command::Replace { ino: file, expected: version, expiry: ExpiryChange::Keep, length: 0 };
+    assert_eq!(
+        play.run(cas),
+        Err(Refusal::NoSuchInode),
+        "it lives on for those who have it open, and not under its name"
+    );
+}
+
 #[test]
 fn all_names_of_a_file_end_together() {
     let mut play = Play::new();

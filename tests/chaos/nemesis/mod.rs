@@ -31,7 +31,6 @@ pub enum Needs {
     Nothing,
     PacketFilter,
     Clocks,
-    StarvingDisk,
     /// The verbs that change the membership.
     MemberVerbs,
 }
@@ -106,7 +105,7 @@ pub const ALL: &[Nemesis] = &[
     plain("power-all", "5", storage::power_all),
     plain("torn", "11", storage::torn),
     plain("flip", "12, 14", storage::flip),
-    Nemesis { needs: Needs::StarvingDisk, ..plain("starve", "16", storage::starve) },
+    plain("failing-disk", "16", storage::failing_disk),
     Nemesis { errors: &["ENOSPC"], ..plain("full-leader", "17", storage::full_leader) },
     Nemesis { errors: &["ENOSPC"], ..plain("full-followers", "18", storage::full_followers) },
     plain("slow-disk", "20", storage::slow_disk),

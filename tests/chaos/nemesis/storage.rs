@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 /// What a node says with its exit code.
 const STORAGE_FAILED: i32 = 74;
 const DAMAGED: i32 = 75;
+/// What is written before a power cut and never synced.
+const WITNESS: &[u8] = b"not synced";
 /// How long a node may take to notice; it tells noticing from not noticing.
 const NOTICE_LIMIT: Duration = Duration::from_secs(40);
 
@@ -20,17 +22,18 @@ fn cut_power(scene: &mut Scene, nodes: &[u64]) -> Episode {
     for node in nodes {
         // Something that is in memory only.
         let witness = scene.cluster.node(*node).disk.path.join("witness");
-        fs::write(&witness, "not synced").map_err(|e| format!("cannot write {}: {e}", witness.display()))?;
+        fs::write(&witness, WITNESS).map_err(|e| format!("cannot write {}: {e}", witness.display()))?;
         scene.cluster.signal(*node, Signal::STOP);
     }
     nodes.iter().try_for_each(|node| scene.cluster.node(*node).disk.cut())?;
     nodes.iter().for_each(|node| scene.cluster.kill(*node));
-    let mut lost = true;
+    let mut lost = false;
     for node in nodes {
         let disk = &scene.cluster.node(*node).disk;
         disk.unmount()?;
         disk.mount()?;
-        lost &= !disk.path.join("witness").exists();
+        // Its name may have been synced along with something else, its content not.
+        lost |= fs::read(disk.path.join("witness")).ok().as_deref() != Some(WITNESS);
     }
     for node in nodes {
         scene.cluster.start_node(*node)?;
@@ -121,25 +124,24 @@ pub fn flip(scene: &mut Scene) -> Episode {
     Ok(true)
 }
 
-/// A sync fails once, for real: the image of the node's disk finds no blocks.
-pub fn starve(scene: &mut Scene) -> Episode {
-    let node = scene.cluster.setup.starving.ok_or("no node has a disk that can be starved")?;
-    scene.cluster.node(node).disk.starve()?;
+/// Writing and syncing fail, for real, on a disk that is whole up to there. The node must notice, and end.
+pub fn failing_disk(scene: &mut Scene) -> Episode {
+    let node = scene.any_node();
+    scene.cluster.node(node).disk.fail()?;
     let begun = Instant::now();
     let code = scene.cluster.wait_for_end(node, NOTICE_LIMIT);
-    let took = begun.elapsed();
-    let said = scene.cluster.last_words(node);
+    let (took, said) = (begun.elapsed(), scene.cluster.last_words(node));
     scene.cluster.kill(node);
-    scene.cluster.node(node).disk.feed_and_mend()?;
+    scene.cluster.node(node).disk.unmount()?;
+    scene.cluster.node(node).disk.mount()?;
     scene.cluster.start_node(node)?;
     scene.cluster.wait_until_whole()?;
     match code {
         Some(STORAGE_FAILED) => {
-            scene.note(format!("node {node} ended with 74, {} ms after its disk had no block left", took.as_millis()));
+            scene.note(format!("node {node} ended with 74, {} ms after its disk had failed", took.as_millis()));
             Ok(true)
         }
-        Some(code) => Err(format!("node {node} could not sync and ended with {code}: {said}")),
-        None => Ok(false),
+        code => Err(format!("node {node} could not write and ended with {code:?}: {said}")),
     }
 }
 
