@@ -85,6 +85,8 @@ pub struct Memory {
     pub active: u32,
     /// Bytes that the segment which is written still takes.
     pub active_rest: u64,
+    /// Segments and spares that are being made: neither free any more nor there yet.
+    pub in_making: u64,
     /// Names of segment files that wait to be used (again): the reserve.
     pub spares: Vec<String>,
     pub vote: Option<Bytes>,
@@ -110,6 +112,7 @@ impl Memory {
             segments,
             active,
             active_rest: 0,
+            in_making: 0,
             spares: Vec::new(),
             vote: None,
             committed: None,

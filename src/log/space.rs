@@ -82,7 +82,8 @@ impl Shared {
         });
         let memory = self.memory.lock();
         // Only whole segments count: less than that cannot be allocated.
-        let segments = free.saturating_sub(segment / SLACK_PARTS) / segment + memory.spares.len() as u64;
+        let made = memory.spares.len() as u64 + memory.in_making;
+        let segments = free.saturating_sub(segment / SLACK_PARTS) / segment + made;
         let rest = memory.active_rest;
         drop(memory);
         Room {
@@ -127,12 +128,16 @@ impl Shared {
             if have >= wanted || self.disk.free_bytes().unwrap_or(0) < needed {
                 return Ok(());
             }
-            match self.make_spare() {
+            self.memory.lock().in_making += 1;
+            let made = self.make_spare();
+            let mut memory = self.memory.lock();
+            memory.in_making -= 1;
+            match made {
                 Err((_, error)) if is_full(&error) => return Ok(()),
                 Err((operation, source)) => {
                     return Err(StorageError::Io { operation, file: self.disk.path_of(SPARE), source });
                 }
-                Ok(spare) => self.memory.lock().spares.push(spare),
+                Ok(spare) => memory.spares.push(spare),
             }
         }
     }

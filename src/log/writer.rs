@@ -318,13 +318,18 @@ impl Writer {
         written.map_err(|e| self.segment.io("write", e))?;
         self.sync()?;
         let next_index = self.recorded.last.map_or(0, |last| last.index + 1);
-        let spare = self.shared.memory.lock().spares.pop();
+        let spare = {
+            let mut memory = self.shared.memory.lock();
+            memory.in_making += 1;
+            memory.spares.pop()
+        };
         let sequence = self.segment.header.sequence + 1;
         let (segment, end) =
             make_segment(&*self.shared.disk, &self.shared.options, spare, sequence, next_index, &self.recorded)?;
         let mut memory = self.shared.memory.lock();
         memory.active = sequence;
         memory.active_rest = rest(&segment, end, 0);
+        memory.in_making -= 1;
         memory.segments.insert(sequence, segment.clone());
         (self.segment, self.end, self.synced, self.marked, self.controls) = (segment, end, end, end, 1);
         Ok(())

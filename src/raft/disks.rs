@@ -19,7 +19,7 @@
 //!
 //! Cost: near the end a refusal may come early, by what is under way (64 MiB at most).
 
-use crate::limits::BODY_BYTES_MAX;
+use crate::limits::{BODY_BYTES_MAX, FRAME_BODY_BYTES_MAX};
 use crate::log::{Log, Room};
 use crate::net::NodeId;
 use parking_lot::Mutex;
@@ -136,9 +136,10 @@ impl Disks {
         taken
     }
 
-    /// Whether the others go on without this node, because it has not taken their entries lately.
+    /// Whether the others go on without this node, because it cannot take their entries, or has not lately.
     pub fn is_left_behind(&self) -> bool {
-        self.refused.lock().is_some_and(|at| at.elapsed() < LEFT_BEHIND_TIME)
+        self.room().with_reserve < FRAME_BODY_BYTES_MAX as u64
+            || self.refused.lock().is_some_and(|at| at.elapsed() < LEFT_BEHIND_TIME)
     }
 
     /// Judge a command that makes the tree grow, when so many bytes are under way here.
