@@ -26,6 +26,8 @@ pub enum Fault {
     PowerOne,
     PowerLeader,
     PowerMidWrite,
+    /// Of a node that has just voted: the leader is killed, so that there is an election.
+    PowerVoter,
     PowerAll,
     Pause,
     PauseLeader,
@@ -44,7 +46,7 @@ pub enum Fault {
     ClockStrobe,
 }
 
-const ALL: [Fault; 23] = [
+const ALL: [Fault; 24] = [
     Fault::KillOne,
     Fault::KillLeader,
     Fault::KillMajority,
@@ -52,6 +54,7 @@ const ALL: [Fault; 23] = [
     Fault::PowerOne,
     Fault::PowerLeader,
     Fault::PowerMidWrite,
+    Fault::PowerVoter,
     Fault::PowerAll,
     Fault::Pause,
     Fault::PauseLeader,
@@ -178,6 +181,11 @@ impl Nemesis {
                 let operations = self.dice.below(6);
                 nodes[any as usize - 1].disk.halt_after(operations);
             }
+            (Fault::PowerVoter, Some(leader)) => {
+                let others = nodes.iter_mut().filter(|node| node.id != leader);
+                others.for_each(|node| node.cut_after_vote = self.dice.chance(40));
+                self.crash(nodes, network, &[leader], false);
+            }
             (Fault::Pause, _) => nodes[any as usize - 1].paused_ms = Some((now, for_ms)),
             (Fault::PauseLeader, Some(leader)) => nodes[leader as usize - 1].paused_ms = Some((now, for_ms)),
             (Fault::IsolateLeader, Some(leader)) => self.isolate(network, &[leader], (true, true), for_ms),
@@ -292,6 +300,7 @@ impl Nemesis {
 }
 
 fn heal_disk(node: &mut Node) {
+    node.cut_after_vote = false;
     node.sync_ms = SYNC_MS;
     node.disk.set_capacity(None);
     node.disk.halt_after(u64::MAX);

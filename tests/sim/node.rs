@@ -7,6 +7,7 @@
 use crate::clients::{self, Diary};
 use crate::network::{self, Host, Network};
 use crate::os::{self, Dice};
+use bytes::Bytes;
 use keelfs::log::simulated::{SimulatedDisk, Survival};
 use keelfs::log::{Log, Options, StorageError, Threading};
 use keelfs::net::{self, Identity, NodeId, Server};
@@ -120,6 +121,9 @@ pub struct Node {
     /// What a sync takes, in milliseconds: from, to.
     pub sync_ms: (u64, u64),
     pub rotten: bool,
+    /// The power is to go when its next vote is durable, as the process believes.
+    pub cut_after_vote: bool,
+    last_vote: Option<Bytes>,
     dice: Dice,
 }
 
@@ -151,6 +155,8 @@ impl Node {
             disk_busy_until_ms: 0,
             sync_ms: SYNC_MS,
             rotten: false,
+            cut_after_vote: false,
+            last_vote: None,
             dice,
         }
     }
@@ -221,6 +227,14 @@ impl Node {
             self.disk_busy_until_ms = now + self.dice.between(self.sync_ms.0, self.sync_ms.1);
         }
         pumped
+    }
+
+    /// Whether it has voted since it was last asked, and the power is to go for that.
+    pub fn is_cut_after_vote(&mut self) -> bool {
+        let vote = self.process().and_then(|process| process.log.vote());
+        let voted = vote != self.last_vote;
+        self.last_vote = vote;
+        voted && std::mem::take(&mut self.cut_after_vote)
     }
 
     /// The process is gone. With power: what was written survives in the page cache; else only as the disk pleases.

@@ -251,6 +251,13 @@ impl World {
             true => self.invariants.pumped(node.id, &process.log)?,
             false => self.invariants.look_at_log(node.id, &process.log)?,
         }
+        if pumped && node.is_cut_after_vote() {
+            node.crash(&self.site.network, Some(Survival::Nothing), now + self.dice.between(20, 1500));
+            self.forget_dead_clients();
+            self.count("power went after a vote");
+            return Ok(());
+        }
+        let Some(process) = node.process() else { return Ok(()) };
         if now % ROLES_EVERY_MS < TICK_MS
             && let Some(replica) = node.replica()
         {
