@@ -164,7 +164,8 @@ impl Writer {
                 Err(error) => return self.fail(error, written, jobs.collect()),
             }
         }
-        match if unsynced { self.flush() } else { self.finish_batch(batch.committed) } {
+        let finished = if unsynced { self.flush() } else { self.finish_batch(batch.committed) };
+        match finished {
             Ok(()) => self.complete(written),
             Err(error) => self.fail(error, written, Vec::new()),
         }
