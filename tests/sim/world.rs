@@ -29,6 +29,8 @@ const LIVENESS_MS: u64 = 120_000;
 const SETTLE_MS: u64 = 2_000;
 const ROLES_EVERY_MS: u64 = 6;
 const CHECK_EVERY_MS: u64 = 2_000;
+/// What clients saw is judged so often, to see sooner what is broken.
+const HISTORY_EVERY_MS: u64 = 5_000;
 
 pub struct World {
     site: Site,
@@ -149,6 +151,9 @@ impl World {
     fn play(&mut self) -> Held {
         while os::now_ms() < self.safety_ms {
             self.tick(true)?;
+            if os::now_ms() % HISTORY_EVERY_MS < TICK_MS {
+                self.invariants.so_far(&self.site.diary)?;
+            }
         }
         // A fault that has found nothing to do yet has some more time.
         while self.nemesis.missed() > 0 && os::now_ms() < self.safety_ms + 20_000 {

@@ -137,6 +137,12 @@ impl Invariants {
         file_system::holds(node, replica)
     }
 
+    /// What clients have seen so far; their calls that are under way may still come to anything.
+    pub fn so_far(&self, diary: &Diary) -> Held {
+        exactly_once::holds(diary)?;
+        linearizability::holds(diary)
+    }
+
     /// When all is over.
     pub fn in_the_end(&self, diary: &Diary, replicas: &[(NodeId, Replica)]) -> Held {
         acknowledged::hold(diary, &self.state_machine_safety)?;
