@@ -19,3 +19,4 @@ mod membership;
 mod newcomer;
 mod rot;
 mod strangers;
+mod storage;
