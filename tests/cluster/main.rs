@@ -18,5 +18,5 @@ mod locks;
 mod membership;
 mod newcomer;
 mod rot;
-mod strangers;
 mod storage;
+mod strangers;
