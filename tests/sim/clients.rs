@@ -101,13 +101,17 @@ impl Client {
     }
 
     async fn operation(&mut self, within: Duration) {
-        let register = self.dice.below(REGISTERS);
+        let register = if self.dice.chance(60) { 0 } else { self.dice.below(REGISTERS) };
         let kind = self.dice.below(100);
         self.diary.trace.note("operation", &[self.number, kind]);
         match kind {
             0..22 => _ = self.read(register, within).await,
             22..34 => _ = self.write(register, None, within).await,
             34..50 => {
+                // Mostly by what is true now, in the company of others who know it too.
+                if self.dice.chance(70) && self.read(register, within).await {
+                    sleep(Duration::from_millis(3 * TICK_MS)).await;
+                }
                 let expected = self.versions.get(&register).copied();
                 let _ = self.write(register, expected, within).await;
             }
