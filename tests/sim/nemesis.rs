@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 /// The first seconds are quiet: the cluster is founded.
 pub const QUIET_MS: u64 = 4_000;
 /// Records of the log begin at multiples of this.
-const RECORD_ALIGNMENT: u64 = 64;
+const RECORD_ALIGNMENT: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
@@ -279,19 +279,26 @@ impl Nemesis {
     /// the last batch nobody can say whether it is damaged or was torn, and it is cut as torn.
     fn rot(&mut self, node: &mut Node, network: &Network) -> bool {
         let files = node.disk.list().unwrap_or_default();
-        let Some(file) = (!files.is_empty()).then(|| self.dice.pick(&files).clone()) else { return false };
+        let newest = files.iter().rfind(|name| name.ends_with(".seg")).cloned();
+        // Half of it hits the header of a record in the newest segment, where damage and a torn write look alike.
+        let header = self.dice.chance(50);
+        let any = (!files.is_empty()).then(|| self.dice.pick(&files).clone());
+        let Some(file) = newest.filter(|_| header).or(any) else { return false };
         let content = node.disk.content(&file).unwrap_or_default();
-        let written = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1) * 3 / 4;
+        let written = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1) * 3 / 4;
         if written < 4096 {
             return false;
         }
+        let starts = content[..written].chunks(RECORD_ALIGNMENT).enumerate();
+        let records: Vec<usize> = starts.filter(|(_, block)| block.starts_with(b"kREC")).map(|(at, _)| at).collect();
+        let at = match header && records.len() > 2 {
+            true => {
+                *self.dice.pick(&records[2..]) * RECORD_ALIGNMENT + self.dice.below(RECORD_ALIGNMENT as u64) as usize
+            }
+            false => self.dice.below(written as u64) as usize,
+        };
         node.rotten = true;
-        let mut at = self.dice.below(written);
-        if self.dice.chance(50) {
-            // Where records begin.
-            at = at / RECORD_ALIGNMENT * RECORD_ALIGNMENT + self.dice.below(8);
-        }
-        node.disk.flip_bit(&file, at, self.dice.below(8) as u8);
+        node.disk.flip_bit(&file, at as u64, self.dice.below(8) as u8);
         if node.process().is_some() {
             node.crash(network, None, os::now_ms() + 100);
         }
