@@ -11,7 +11,7 @@
 use super::Machine;
 use super::disks::{Disks, Verdict};
 use super::publish::Published;
-use super::replica::Tuning;
+use super::settings::Tuning;
 use super::store::{blocking, io_error};
 use super::types::Types;
 use crate::fs::LogIndex;

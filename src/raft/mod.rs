@@ -18,6 +18,7 @@
 //! | `clock` | cluster time |
 //! | `disks` | how full the members' disks are, and what that means for commands |
 //! | `keeper` | when to snapshot, purge and reclaim |
+//! | `settings` | Raft's timing, and how much of the log is kept |
 //! | `replica` | what other rooms use |
 //!
 //! Absent on purpose: lease reads (they need a margin for clock drift that openraft's have not), automatic initializing,
@@ -50,6 +51,7 @@ mod replica;
 mod rescue;
 mod scrub;
 mod server;
+mod settings;
 mod snapshot;
 mod store;
 mod tail;
@@ -63,8 +65,9 @@ use machine::Machine;
 pub use membership::{Becomes, Member, MemberChange, MemberChanged, MemberError, Roster, RosterEntry};
 pub use mend::supply;
 pub use payload::{Recorded, StoredVote, decode_vote, recorded};
-pub use replica::{Replica, ReplicaError, ReplicaStatus, Timing, Tuning};
+pub use replica::{Replica, ReplicaError, ReplicaStatus};
 pub use scrub::{Finding, ScrubStatus};
+pub use settings::{Timing, Tuning};
 
 /// For those who try what wild bytes do: whether these are the command of an entry with a body of this length.
 #[doc(hidden)]
