@@ -27,7 +27,7 @@ const TRY_TIME: Duration = Duration::from_secs(8);
 /// How long after home has failed it is tried again.
 const HOMESICK_TIME: Duration = Duration::from_secs(5);
 /// How often a volume asks who the members are.
-const MEMBERS_EVERY: Duration = Duration::from_secs(10);
+const MEMBERS_EVERY: Duration = Duration::from_secs(1);
 /// How long one of these questions may take.
 const MEMBERS_TIME: Duration = Duration::from_secs(5);
 /// What a node may take to answer beyond the time that it was given.
