@@ -162,8 +162,8 @@ impl Target {
         let meta = begin.meta.snapshot_meta().map_err(io_error)?;
         let fetcher = self.fetcher(from, &meta.last_membership);
         let told = |bodies_fetched| drop(tell.send_replace(Progress::Working { bodies_fetched }));
-        let last = self.log.state().last.map_or(0, |last| last.index);
-        let doubtful = self.published.applied().0 + 1..last + 1;
+        // No end: what a leader appends meanwhile may be truncated again, and its bodies with it. What was fetched stays.
+        let doubtful = self.published.applied().0 + 1..u64::MAX;
         let bodies = fetcher.fetch_missing(&state, doubtful, told).await?;
         let (room, needed) = self.log.room_for_snapshot();
         if room < needed {
