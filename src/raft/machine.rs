@@ -10,7 +10,7 @@ use super::ending::{Endings, storage_error};
 use super::payload::StoredMeta;
 use super::publish::Published;
 use super::snapshot::{self, Received, SnapshotData};
-use super::store::{blocking, io_error, is_full};
+use super::store::{blocking, completion, durable, io_error, is_full};
 use super::types::*;
 use crate::fs::{LogIndex, Stamp, State};
 use crate::log::{EntryId, Log, StorageError};
@@ -140,6 +140,9 @@ impl RaftStateMachine<Types> for Machine {
 
     /// By now openraft has truncated what contradicts the snapshot, and the bodies are durable here. The file becomes the
     /// newest snapshot in one step (rename), and only then does the state change: a crash leaves the old or the new.
+    ///
+    /// In between the log lets go of what the snapshot covers. openraft would purge it only afterwards, and entries that
+    /// were never committed may be among it: a reader of the new state would take their bodies for the committed ones.
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> io::Result<()> {
         let log = self.log.clone();
         let (state, space) = match data {
@@ -153,7 +156,13 @@ impl RaftStateMachine<Types> for Machine {
                     snapshot::write(&log, &stored, &state)?;
                     Ok(state)
                 });
-                (self.endings.note(written.await)?, Some(space))
+                let state = self.endings.note(written.await)?;
+                if let Some(last) = &meta.last_log_id {
+                    let (done, purged) = completion();
+                    self.log.purge(entry_id(last), done);
+                    durable(purged).await?;
+                }
+                (state, Some(space))
             }
         };
         let before = self.state.applied().0;

@@ -198,7 +198,7 @@ impl Client {
             }
             Err(Failure::Refused(Refusal::VersionMismatch { current })) => {
                 self.versions.insert(register, current.0);
-                Some(Output::Mismatch)
+                Some(Output::Mismatch(Some(current.0)))
             }
             Err(Failure::NoMajority) => {
                 self.diary.with(|pages| pages.registers.void(begun));

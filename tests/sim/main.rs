@@ -40,16 +40,26 @@ fn note_panics() {
     }));
 }
 
+/// With `RUST_LOG`, everything that is traced goes to standard error. On a thread of its own: what makes hash maps on this
+/// one changes the keys, and with them the order, of all that come after.
+fn talk_if_asked() {
+    if std::env::var_os("RUST_LOG").is_none() {
+        return;
+    }
+    let talk = || {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
+    };
+    std::thread::spawn(talk).join().unwrap_or_else(|_| panic!("cannot trace"));
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["--one", seed] => {
             note_panics();
-            if std::env::var_os("RUST_LOG").is_some() {
-                let filter = tracing_subscriber::EnvFilter::from_default_env();
-                tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
-            }
+            talk_if_asked();
             let outcome = world::World::new(runner::number(seed)).run();
             println!("{}", report::line(&outcome));
             ExitCode::SUCCESS

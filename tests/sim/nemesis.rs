@@ -2,7 +2,7 @@
 //!
 //! Each run has its own choice of kinds (swarm testing: Groce et al., 2012), so that rare combinations come up and no kind
 //! hides behind another. A fault that finds nothing to do (no leader to kill) is tried again until it does; a run in which
-//! a planned fault never happened is void.
+//! a planned kind of fault never happened is void.
 
 use crate::network::{Host, Network, TICK_MS};
 use crate::node::{NODES, Node, SYNC_MS, Standing};
@@ -10,7 +10,7 @@ use crate::os::{self, Dice};
 use keelfs::log::disk::Disk;
 use keelfs::log::simulated::{SimulatedDisk, Survival};
 use keelfs::net::NodeId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The first seconds are quiet: the cluster is founded.
 pub const QUIET_MS: u64 = 4_000;
@@ -129,8 +129,10 @@ impl Nemesis {
         }
     }
 
-    pub fn missed(&self) -> usize {
-        self.plan.len()
+    /// The kinds that were planned and have not happened once.
+    pub fn missed(&self) -> BTreeSet<Fault> {
+        let waiting = self.plan.iter().map(|(_, fault)| *fault);
+        waiting.filter(|fault| !self.happened.contains_key(fault)).collect()
     }
 
     /// Nothing is wrong any more, but what clocks show.

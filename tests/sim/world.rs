@@ -141,8 +141,9 @@ impl World {
 
     fn void(&self, outcome: &Outcome) -> Option<String> {
         let least = self.safety_ms / 500;
-        if self.nemesis.missed() > 0 {
-            return Some(format!("{} planned faults never happened", self.nemesis.missed()));
+        let missed = self.nemesis.missed();
+        if !missed.is_empty() {
+            return Some(format!("planned, and never happened: {missed:?}"));
         }
         (outcome.answered < least)
             .then(|| format!("{} operations were answered, of at least {least}", outcome.answered))
@@ -156,7 +157,7 @@ impl World {
             }
         }
         // A fault that has found nothing to do yet has some more time.
-        while self.nemesis.missed() > 0 && os::now_ms() < self.safety_ms + 20_000 {
+        while !self.nemesis.missed().is_empty() && os::now_ms() < self.safety_ms + 20_000 {
             self.tick(true)?;
         }
         self.nemesis.heal(&mut self.nodes, &self.site.network);
@@ -311,6 +312,13 @@ impl World {
             "ended: its disk or its raft failed"
         });
         let node = &mut self.nodes[number];
+        // It ended with the exit code that says that a restart does not help.
+        if node.rotten && why.contains("no good copy could be had") {
+            node.crash(&self.site.network, None, u64::MAX);
+            node.standing = Standing::Refused;
+            self.forget_dead_clients();
+            return Ok(());
+        }
         let until = os::now_ms() + self.dice.between(200, 2000);
         // Often the machine is restarted as well, and then a failed sync has really lost something.
         let power = self.dice.chance(50).then(|| Survival::Random(self.dice.any()));

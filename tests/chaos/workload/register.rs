@@ -6,7 +6,7 @@ use crate::client::Player;
 use crate::finals::Finals;
 use crate::history::{Answer, Call, History, Op, Outcome};
 use crate::linearizable::{self, Verdict};
-use crate::register::{Input, Output, Register, State};
+use crate::register::{self, Input, Output, State};
 use crate::xattr;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -105,8 +105,8 @@ fn judge(file: &str, ops: &[&Op], finals: &Finals) -> Option<String> {
     let after = ops.iter().filter_map(|op| op.end).max().unwrap_or_default() + 1;
     let end = Some((u64::MAX, Output::Value(last, None)));
     calls.push(linearizable::Call { client: 0, begin: after.max(finals.at), input: Input::Read, end });
-    let spec = Register { initial: State { value: 0, version: None, at_least: 0 } };
-    match linearizable::check(&spec, &calls, CONFIGURATIONS_MAX) {
+    let initial = State { value: 0, version: None, at_least: 0 };
+    match register::check(initial, &calls, CONFIGURATIONS_MAX) {
         Verdict::Linearizable => None,
         Verdict::Violated(why) => Some(format!("{file} is not linearizable: {why}")),
         Verdict::Undecided(after) => {
@@ -124,7 +124,7 @@ fn call(op: &Op) -> Option<linearizable::Call<Input, Output>> {
         }
         (Call::Write { value, .. }, outcome) => (Input::Write(*value), answered(outcome)),
         (Call::Cas { expected, value, .. }, Outcome::Ok(Answer::Refused)) => {
-            (Input::Cas { expected: *expected, new: *value }, Some(Output::Mismatch))
+            (Input::Cas { expected: *expected, new: *value }, Some(Output::Mismatch(None)))
         }
         (Call::Cas { expected, value, .. }, outcome) => {
             (Input::Cas { expected: *expected, new: *value }, answered(outcome))

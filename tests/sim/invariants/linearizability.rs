@@ -4,20 +4,24 @@
 
 use super::Held;
 use crate::diary::{Diary, NameInput, NameOutput};
-use crate::linearizable::{Call, Spec, Verdict, check};
-use crate::register::{Register, State};
+use crate::linearizable::{Spec, Verdict, check};
+use crate::register::{self, State};
 
 const CONFIGURATIONS_MAX: usize = 2_000_000;
 
 pub fn holds(diary: &Diary) -> Held {
     let (registers, names) = diary.with(|pages| (pages.registers.by_object(), pages.names.by_object()));
-    let register = Register { initial: State { value: 0, version: None, at_least: 0 } };
-    registers.iter().try_for_each(|(number, calls)| judge(&register, &format!("register {number}"), calls))?;
-    names.iter().try_for_each(|(number, calls)| judge(&Slot, &format!("name {number}"), calls))
+    let initial = State { value: 0, version: None, at_least: 0 };
+    registers.iter().try_for_each(|(number, calls)| {
+        told(&format!("register {number}"), register::check(initial.clone(), calls, CONFIGURATIONS_MAX))
+    })?;
+    names
+        .iter()
+        .try_for_each(|(number, calls)| told(&format!("name {number}"), check(&Slot, calls, CONFIGURATIONS_MAX)))
 }
 
-fn judge<S: Spec>(spec: &S, what: &str, calls: &[Call<S::Input, S::Output>]) -> Held {
-    match check(spec, calls, CONFIGURATIONS_MAX) {
+fn told(what: &str, verdict: Verdict) -> Held {
+    match verdict {
         Verdict::Linearizable => Ok(()),
         Verdict::Violated(why) => Err(format!("linearizability of {what}: {why}")),
         Verdict::Undecided(after) => Err(format!("linearizability of {what}: undecided after {after} configurations")),
