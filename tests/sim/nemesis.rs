@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const QUIET_MS: u64 = 4_000;
 /// Records of the log begin at multiples of this.
 const RECORD_ALIGNMENT: usize = 64;
+const DURABLE_MARK: std::ops::Range<usize> = 40..44;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
@@ -277,27 +278,32 @@ impl Nemesis {
         self.undo.push((until, Undo::Network));
     }
 
-    /// A bit of what has been durable for a while flips, and the process restarts. The newest quarter is left alone: of
-    /// the last batch nobody can say whether it is damaged or was torn, and it is cut as torn.
+    /// A bit of what is known to be durable flips, and the process restarts. The last batch is left alone: whether it is
+    /// damaged or was torn nobody can say, and it is cut as torn.
     fn rot(&mut self, node: &mut Node, network: &Network) -> bool {
         let files = node.disk.list().unwrap_or_default();
         let newest = files.iter().rfind(|name| name.ends_with(".seg")).cloned();
         // Half of it hits the header of a record in the newest segment, where damage and a torn write look alike.
         let header = self.dice.chance(50);
         let any = (!files.is_empty()).then(|| self.dice.pick(&files).clone());
-        let Some(file) = newest.filter(|_| header).or(any) else { return false };
+        let Some(file) = newest.clone().filter(|_| header).or(any) else { return false };
         let content = node.disk.content(&file).unwrap_or_default();
-        let written = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1) * 3 / 4;
-        if written < 4096 {
+        let written = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let starts = content.chunks(RECORD_ALIGNMENT).enumerate();
+        let records: Vec<usize> =
+            starts.filter(|(_, block)| block.starts_with(b"kREC")).map(|(at, _)| at * RECORD_ALIGNMENT).collect();
+        let settled = match newest == Some(file.clone()) {
+            true => records.iter().filter_map(|at| durable_mark(&content[*at..])).filter(|to| *to <= written).max(),
+            false => Some(written),
+        };
+        let settled = settled.unwrap_or(0);
+        if settled < 4096 {
             return false;
         }
-        let starts = content[..written].chunks(RECORD_ALIGNMENT).enumerate();
-        let records: Vec<usize> = starts.filter(|(_, block)| block.starts_with(b"kREC")).map(|(at, _)| at).collect();
-        let at = match header && records.len() > 2 {
-            true => {
-                *self.dice.pick(&records[2..]) * RECORD_ALIGNMENT + self.dice.below(RECORD_ALIGNMENT as u64) as usize
-            }
-            false => self.dice.below(written as u64) as usize,
+        let records: Vec<usize> = records.into_iter().filter(|at| *at < settled).skip(2).collect();
+        let at = match header && !records.is_empty() {
+            true => *self.dice.pick(&records) + self.dice.below(RECORD_ALIGNMENT as u64) as usize,
+            false => self.dice.below(settled as u64) as usize,
         };
         node.rotten = true;
         node.disk.flip_bit(&file, at as u64, self.dice.below(8) as u8);
@@ -306,6 +312,12 @@ impl Nemesis {
         }
         true
     }
+}
+
+/// Up to where its segment was durable when this record was written: as src/log/format.rs says.
+fn durable_mark(record: &[u8]) -> Option<usize> {
+    let mark = record.get(DURABLE_MARK)?.try_into().ok()?;
+    Some(u32::from_le_bytes(mark) as usize)
 }
 
 fn heal_disk(node: &mut Node) {

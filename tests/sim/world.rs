@@ -243,6 +243,8 @@ impl World {
         let pumped = node.step(&self.site.network, TICK_MS);
         let Some(process) = node.process() else { return Ok(()) };
         if node.disk.is_off() {
+            // What it was asked to truncate may be gone already.
+            self.invariants.look_at_log(node.id, &process.log)?;
             let survival = Survival::Random(self.dice.any());
             node.crash(&self.site.network, Some(survival), now + self.dice.between(20, 1500));
             self.forget_dead_clients();

@@ -96,9 +96,9 @@ impl Invariants {
         }
         mirror.last = state.last;
         let from = mirror.ids.last_key_value().map_or(first, |(index, _)| index + 1);
+        self.durable.truncated(node, from);
         // A log that cannot be read is a node that fails, not a wrong one.
         let Ok(entries) = log.entries(from, u64::MAX, usize::MAX, true) else { return Ok(()) };
-        self.durable.truncated(node, from);
         for entry in entries {
             let before = entry.id.index.checked_sub(1).and_then(|index| log.entry_id(index));
             mirror.ids.insert(entry.id.index, entry.id);
