@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 
 use super::StorageError;
 use super::disk::Disk;
-use super::queue::Shared;
+use super::queue::{Memory, Shared};
 
 /// Segments that are always kept in reserve: one to free space with, one for votes.
 const RESERVE_SEGMENTS: u64 = 2;
@@ -76,21 +76,32 @@ impl Shared {
 
     pub fn room(&self) -> Room {
         let segment = self.options.segment_bytes;
-        let free = self.disk.free_bytes().unwrap_or_else(|error| {
-            tracing::error!("cannot tell how much of the disk of {} is free: {error}", self.disk.path_of(""));
-            0
-        });
-        let memory = self.memory.lock();
+        let (free, made, rest) = self.free_and_made();
         // Only whole segments count: less than that cannot be allocated.
-        let made = memory.spares.len() as u64 + memory.in_making;
         let segments = free.saturating_sub(segment / SLACK_PARTS) / segment + made;
-        let rest = memory.active_rest;
-        drop(memory);
         Room {
             free: (segments * segment + rest).saturating_sub(self.spares_wanted() as u64 * segment),
             // Without another segment, what is left of this one is for votes.
             with_reserve: segments.checked_sub(1).map_or(0, |more| more * segment + rest),
             all: segments * segment + rest,
+        }
+    }
+
+    /// Free bytes of the disk, segments that are made and not in use, and what the one in use still takes. A segment on the
+    /// way from one to the other is counted once or not at all, never twice.
+    fn free_and_made(&self) -> (u64, u64, u64) {
+        let made_of = |memory: &Memory| memory.spares.len() as u64 + memory.in_making;
+        let mut before = made_of(&self.memory.lock());
+        loop {
+            let free = self.disk.free_bytes().unwrap_or_else(|error| {
+                tracing::error!("cannot tell how much of the disk of {} is free: {error}", self.disk.path_of(""));
+                0
+            });
+            let memory = self.memory.lock();
+            match made_of(&memory) {
+                made if made == before => return (free, made, memory.active_rest),
+                changed => before = changed,
+            }
         }
     }
 
@@ -128,35 +139,41 @@ impl Shared {
             if have >= wanted || self.disk.free_bytes().unwrap_or(0) < needed {
                 return Ok(());
             }
-            self.memory.lock().in_making += 1;
-            let made = self.make_spare();
-            let mut memory = self.memory.lock();
-            memory.in_making -= 1;
-            match made {
+            match self.make_spare() {
                 Err((_, error)) if is_full(&error) => return Ok(()),
                 Err((operation, source)) => {
                     return Err(StorageError::Io { operation, file: self.disk.path_of(SPARE), source });
                 }
-                Ok(spare) => memory.spares.push(spare),
+                Ok(()) => {}
             }
         }
     }
 
-    fn make_spare(&self) -> Result<String, (&'static str, io::Error)> {
+    fn make_spare(&self) -> Result<(), (&'static str, io::Error)> {
         let step = |operation| move |error| (operation, error);
         let names = self.disk.list().map_err(step("list"))?;
         // Numbered from the top: below are the names of spares that were segments.
         let name = (0..).map(|n| spare_name(u32::MAX - n)).find(|name| !names.contains(name)).unwrap_or_default();
         let temporary = format!("{name}.tmp");
         let file = self.disk.create(&temporary).map_err(step("create"))?;
-        let made = (file.preallocate(self.options.segment_bytes).map_err(step("allocate")))
+        let allocated = file.preallocate(self.options.segment_bytes).map_err(step("allocate"));
+        // Its bytes are not free any more: a look at the room must find them here.
+        let is_allocated = u64::from(allocated.is_ok());
+        self.memory.lock().in_making += is_allocated;
+        let made = allocated
             .and_then(|()| file.sync_data().map_err(step("sync")))
             .and_then(|()| self.disk.rename(&temporary, &name).map_err(step("rename")))
             .and_then(|()| self.disk.sync_dir().map_err(step("sync the directory of")));
-        if made.is_err() {
-            // What is left of it must not take the room either; the next opening removes it too.
-            let _ = self.disk.remove(&temporary);
+        let mut memory = self.memory.lock();
+        memory.in_making -= is_allocated;
+        match made {
+            Ok(()) => memory.spares.push(name),
+            Err(_) => {
+                drop(memory);
+                // What is left of it must not take the room either; the next opening removes it too.
+                let _ = self.disk.remove(&temporary);
+            }
         }
-        made.map(|()| name)
+        made
     }
 }

@@ -321,16 +321,18 @@ impl Writer {
         let next_index = self.recorded.last.map_or(0, |last| last.index + 1);
         let spare = {
             let mut memory = self.shared.memory.lock();
-            memory.in_making += 1;
-            memory.spares.pop()
+            let spare = memory.spares.pop();
+            memory.in_making += u64::from(spare.is_some());
+            spare
         };
+        let was_spare = u64::from(spare.is_some());
         let sequence = self.segment.header.sequence + 1;
         let (segment, end) =
             make_segment(&*self.shared.disk, &self.shared.options, spare, sequence, next_index, &self.recorded)?;
         let mut memory = self.shared.memory.lock();
         memory.active = sequence;
         memory.active_rest = rest(&segment, end, 0);
-        memory.in_making -= 1;
+        memory.in_making -= was_spare;
         memory.segments.insert(sequence, segment.clone());
         (self.segment, self.end, self.synced, self.marked, self.controls) = (segment, end, end, end, 1);
         Ok(())

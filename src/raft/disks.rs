@@ -25,6 +25,8 @@ use crate::net::NodeId;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A disk that does not take so much more counts as full: the largest body.
@@ -78,10 +80,14 @@ pub struct Disks {
     log: Log,
     looked: Mutex<Option<(Instant, Room)>>,
     peers: Mutex<BTreeMap<NodeId, (Instant, DiskReport)>>,
+    /// Bytes of entries that were taken from a leader and may not be written yet.
+    taking: AtomicU64,
     /// When this node last did not take entries.
     refused: Mutex<Option<Instant>>,
     /// Since when this node, as the leader, should make way for another.
     stepping_aside: Mutex<Option<Instant>>,
+    /// Since when this node has judged as the leader.
+    judging: Mutex<Option<Instant>>,
 }
 
 impl Disks {
@@ -91,8 +97,10 @@ impl Disks {
             log,
             looked: Mutex::default(),
             peers: Mutex::default(),
+            taking: AtomicU64::new(0),
             refused: Mutex::default(),
             stepping_aside: Mutex::default(),
+            judging: Mutex::default(),
         }
     }
 
@@ -127,13 +135,17 @@ impl Disks {
         self.room().free < NEAR_BYTES
     }
 
-    /// Whether this node, as a follower, can take so many bytes of entries. Those without bodies are what frees space:
-    /// they may use all but the last.
-    pub fn takes(&self, bytes: u64, with_bodies: bool) -> bool {
+    /// Whether this node, as a follower, can take so many bytes of entries, beside those that it has taken and not written
+    /// yet. Entries without bodies are what frees space: they may use all but the last. What comes back is to be kept until
+    /// they are durable.
+    pub fn take(self: &Arc<Disks>, bytes: u64, with_bodies: bool) -> Option<Taken> {
+        let before = self.taking.fetch_add(bytes, Ordering::AcqRel);
+        let taken = Taken { disks: self.clone(), bytes };
         let room = self.room();
-        let taken = bytes <= if with_bodies { room.with_reserve } else { room.all.saturating_sub(VOTES_BYTES) };
-        *self.refused.lock() = (!taken).then(Instant::now);
-        taken
+        let room = if with_bodies { room.with_reserve } else { room.all.saturating_sub(VOTES_BYTES) };
+        let fits = before + bytes <= room;
+        *self.refused.lock() = (!fits).then(Instant::now);
+        fits.then_some(taken)
     }
 
     /// Whether the others go on without this node, because it cannot take their entries, or has not lately.
@@ -142,9 +154,12 @@ impl Disks {
             || self.refused.lock().is_some_and(|at| at.elapsed() < LEFT_BEHIND_TIME)
     }
 
-    /// Judge a command that makes the tree grow, when so many bytes are under way here.
+    /// Judge a command that makes the tree grow, when so many bytes are under way here. For the leader. One that is new
+    /// takes the disks that it has not heard of yet for such with room.
     pub fn judge(&self, voters: &Voters, under_way: u64) -> Verdict {
+        let is_new = self.judging.lock().get_or_insert_with(Instant::now).elapsed() < SILENT_AFTER;
         judge(voters, self.own, |node| match self.free_at(node, under_way) {
+            None if is_new => Standing::HasRoom,
             None => Standing::Silent,
             Some(bytes) if bytes < FULL_BYTES => Standing::Full,
             Some(_) => Standing::HasRoom,
@@ -166,8 +181,9 @@ impl Disks {
     }
 
     /// This node does not lead (any more).
-    pub fn has_stepped_aside(&self) {
+    pub fn does_not_lead(&self) {
         *self.stepping_aside.lock() = None;
+        *self.judging.lock() = None;
     }
 
     /// The voter with room that is furthest in the log.
@@ -202,6 +218,18 @@ impl Disks {
     }
 }
 
+/// Entries that were let in and may not be durable yet.
+pub struct Taken {
+    disks: Arc<Disks>,
+    bytes: u64,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.disks.taking.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
 fn judge(voters: &Voters, own: NodeId, standing: impl Fn(NodeId) -> Standing) -> Verdict {
     let majority = |counts: &dyn Fn(Standing) -> bool| {
         voters.iter().all(|voters| {
@@ -223,6 +251,8 @@ fn judge(voters: &Voters, own: NodeId, standing: impl Fn(NodeId) -> Standing) ->
 mod tests {
     use super::Standing::{Full, HasRoom, Silent};
     use super::*;
+    use crate::log::simulated::SimulatedDisk;
+    use crate::log::{Options, Threading};
 
     /// Nodes are numbered from 1; node 1 leads.
     fn verdict(standings: &[Standing]) -> Verdict {
@@ -241,6 +271,40 @@ mod tests {
         assert_eq!(verdict(&[Full, Silent, Silent]), Verdict::Refuse);
         assert_eq!(verdict(&[HasRoom]), Verdict::Propose);
         assert_eq!(verdict(&[Full]), Verdict::Refuse);
+    }
+
+    fn disks(capacity: Option<u64>) -> Arc<Disks> {
+        let disk = SimulatedDisk::new();
+        disk.set_capacity(capacity);
+        let options = Options { segment_bytes: 1 << 20, cache_bytes: 0, seed: 1, threading: Threading::Pumped };
+        Arc::new(Disks::new(1, Log::open_on(Arc::new(disk), options).unwrap()))
+    }
+
+    #[test]
+    fn what_was_taken_and_is_not_written_yet_takes_room() {
+        let disks = disks(Some(8 << 20));
+        let room = disks.room().with_reserve;
+        let first = disks.take(room - 1000, true).unwrap();
+        assert!(disks.take(1001, true).is_none() && disks.is_left_behind());
+        let second = disks.take(1000, true).unwrap();
+        assert!(disks.take(1, true).is_none());
+        drop((first, second));
+        assert!(disks.take(room, true).is_some());
+    }
+
+    #[test]
+    fn a_new_leader_refuses_nothing_because_others_have_not_told_yet() {
+        let (disks, voters) = (disks(None), vec![(1..=5).collect()]);
+        let tell = |node, free| disks.hear(node, DiskReport { free, durable: 0 });
+        tell(2, 0);
+        tell(3, 1 << 30);
+        assert_eq!(disks.judge(&voters, 0), Verdict::Propose, "4 and 5 may have room");
+        *disks.judging.lock() = Instant::now().checked_sub(SILENT_AFTER);
+        assert_eq!(disks.judge(&voters, 0), Verdict::Refuse, "they are dead, and 2 would be needed");
+        disks.does_not_lead();
+        tell(4, 0);
+        tell(5, 0);
+        assert_eq!(disks.judge(&voters, 0), Verdict::Refuse, "three have told that they are full");
     }
 
     #[test]

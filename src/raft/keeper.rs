@@ -135,7 +135,7 @@ impl Keeper {
             (metrics.state.is_leader(), metrics.membership_config.membership().get_joint_config().clone())
         };
         if !leads {
-            self.disks.has_stepped_aside();
+            self.disks.does_not_lead();
             return;
         }
         let should = self.disks.judge(&voters, 0) == Verdict::StepAside && self.disks.step_aside();

@@ -2,7 +2,7 @@
 
 use super::Machine;
 use super::bodies;
-use super::disks::Disks;
+use super::disks::{Disks, Taken};
 use super::intake::{Intake, Target};
 use super::lane::Lane;
 use super::mend;
@@ -45,6 +45,10 @@ fn refused(why: impl ToString) -> BoxFuture<'static, Message> {
     Box::pin(std::future::ready(Message::refused(why.to_string())))
 }
 
+fn full() -> BoxFuture<'static, Message> {
+    Box::pin(std::future::ready(messages::appended(AppendAnswer::Full)))
+}
+
 impl Server {
     /// Called in the order of arrival on a link.
     pub fn handle(&self, from: &Caller, message: Message) -> BoxFuture<'static, Message> {
@@ -72,26 +76,29 @@ impl Server {
 
     fn append_in_order(&self, node: NodeId, message: &Message) -> Result<BoxFuture<'static, Message>, CodecError> {
         let request = messages::append_request(message)?;
-        if !self.has_room(&request, message) {
-            return Ok(Box::pin(std::future::ready(messages::appended(AppendAnswer::Full))));
-        }
+        let Some(taken) = self.make_room(&request, message) else { return Ok(full()) };
         let mut lanes = self.lanes.lock();
         if lanes.len() >= LANES_MAX && !lanes.contains_key(&node) {
             return Ok(refused("too many nodes send entries"));
         }
         let lane = lanes.entry(node).or_insert_with(|| Lane::new(self.raft.clone()));
-        Ok(Box::pin(lane.submit(request)))
+        let appended = lane.submit(request);
+        Ok(Box::pin(async move {
+            let answer = appended.await;
+            drop(taken);
+            answer
+        }))
     }
 
     /// A heartbeat: in no order with anything.
     fn append(&self, message: &Message) -> Result<BoxFuture<'static, Message>, CodecError> {
         let request = messages::append_request(message)?;
-        if !self.has_room(&request, message) {
-            return Ok(Box::pin(std::future::ready(messages::appended(AppendAnswer::Full))));
-        }
+        let Some(taken) = self.make_room(&request, message) else { return Ok(full()) };
         let (raft, disks) = (self.raft.clone(), self.disks.clone());
         Ok(Box::pin(async move {
-            match raft.append_entries(request).await {
+            let appended = raft.append_entries(request).await;
+            drop(taken);
+            match appended {
                 Ok(response) => {
                     let appended = Appended { answer: response.into(), disk: Some(disks.report()) };
                     answer(messages::APPEND, &appended)
@@ -101,11 +108,14 @@ impl Server {
         }))
     }
 
-    /// Whether this node's disk can take the entries of a request. A heartbeat has none.
-    fn has_room(&self, request: &AppendEntriesRequest<Types>, message: &Message) -> bool {
+    /// Room on this node's disk for the entries of a request; `None`: there is not enough. A heartbeat needs none.
+    fn make_room(&self, request: &AppendEntriesRequest<Types>, message: &Message) -> Option<Option<Taken>> {
+        if request.entries.is_empty() {
+            return Some(None);
+        }
         let records: usize = request.entries.len() * RECORD_BYTES;
         let bytes = (message.header.len() + message.body.len() + records) as u64;
-        request.entries.is_empty() || self.disks.takes(bytes, !message.body.is_empty())
+        self.disks.take(bytes, !message.body.is_empty()).map(Some)
     }
 
     fn vote(&self, message: &Message) -> Result<BoxFuture<'static, Message>, CodecError> {

@@ -261,6 +261,12 @@ impl Cluster {
         leading.map(|status| (status.replica.term, place_of(&status))).max().map(|(term, node)| (node, term))
     }
 
+    /// The places of the nodes whose disks are full, as they say.
+    pub fn full(&self) -> Vec<u64> {
+        let full = self.statuses().into_iter().filter(|status| status.replica.storage_full);
+        full.map(|status| place_of(&status)).collect()
+    }
+
     /// Number and term.
     pub fn wait_for_leader(&self) -> Result<(u64, u64), String> {
         self.wait_for_leader_but(None)
