@@ -35,6 +35,8 @@ mod queue;
 mod read;
 mod reclaim;
 mod recovery;
+#[cfg(test)]
+pub mod rot;
 mod scan;
 mod segment;
 mod snapshot;

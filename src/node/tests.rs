@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::fs::{Answer, Command, Credentials, Expected, ExpiryChange, Ino, LogIndex, Name, Query, Refusal, Reply};
+use crate::log::rot::rot;
 use crate::volume::Failure;
 use bytes::Bytes;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 const CLUSTER: Uuid = Uuid::from_u128(0x5eed);
@@ -181,22 +181,6 @@ async fn bytes_that_rotted_on_this_disk_are_served_from_a_peer_and_mended() {
     let (_, start) = alone.read_as(attributes.ino, 0, 10_000, nearest, later()).await.unwrap();
     assert_eq!(start, body[..10_000]);
     two.stop().await;
-}
-
-/// Flip a bit wherever these bytes are in a log.
-fn rot(log: &Path, bytes: &[u8]) {
-    let mut found = 0;
-    for entry in std::fs::read_dir(log).unwrap() {
-        let path = entry.unwrap().path();
-        let content = std::fs::read(&path).unwrap();
-        // Nothing else of the file is touched: its node may be writing to it.
-        let file = std::fs::File::options().write(true).open(&path).unwrap();
-        for (at, _) in content.windows(bytes.len()).enumerate().filter(|(_, window)| *window == bytes) {
-            file.write_all_at(&[content[at] ^ 1], at as u64).unwrap();
-            found += 1;
-        }
-    }
-    assert!(found > 0, "the bytes are not on disk");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

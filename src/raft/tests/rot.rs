@@ -3,38 +3,15 @@
 use super::*;
 use crate::codec;
 use crate::fs::{Importer, Item};
-use crate::log::StorageError;
-use std::os::unix::fs::FileExt;
+use crate::log::{StorageError, rot};
 
 impl Cluster {
-    /// Flip a bit of these bytes wherever they are in a node's segments.
-    fn rot(&self, id: NodeId, needle: &[u8]) {
-        self.rot_at(id, needle, |_, place| place + 3);
+    fn rot(&self, id: NodeId, bytes: &[u8]) {
+        rot::rot(self.log_of(id), bytes);
     }
 
-    /// Flip a bit in the header of the record that holds these bytes.
-    fn rot_header(&self, id: NodeId, needle: &[u8]) {
-        self.rot_at(id, needle, |content, place| {
-            content[..place].windows(4).rposition(|word| word == b"kREC").unwrap() + 20
-        });
-    }
-
-    fn rot_at(&self, id: NodeId, needle: &[u8], at: impl Fn(&[u8], usize) -> usize) {
-        let mut found = 0;
-        for file in std::fs::read_dir(self.nodes[id as usize - 1].directory.path()).unwrap() {
-            let path = file.unwrap().path();
-            if path.extension().is_none_or(|extension| extension != "seg") {
-                continue;
-            }
-            let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
-            let content = std::fs::read(&path).unwrap();
-            for place in content.windows(needle.len()).enumerate().filter(|(_, w)| *w == needle).map(|(at, _)| at) {
-                let place = at(&content, place);
-                file.write_all_at(&[content[place] ^ 4], place as u64).unwrap();
-                found += 1;
-            }
-        }
-        assert!(found > 0, "node {id} does not have these bytes");
+    fn log_of(&self, id: NodeId) -> &Path {
+        self.nodes[id as usize - 1].directory.path()
     }
 
     /// What the node's own log holds of this body, whole.
@@ -156,8 +133,8 @@ async fn rot_in_the_log_is_mended_at_the_start() {
     for header in [false, true] {
         cluster.stop(2).await;
         match header {
-            false => cluster.rot(2, b"file-2"),       // met by the replay
-            true => cluster.rot_header(2, b"file-2"), // met by the opening
+            false => cluster.rot(2, b"file-2"),                    // met by the replay
+            true => rot::rot_header(cluster.log_of(2), b"file-2"), // met by the opening
         }
         cluster.boot(2).await;
         cluster.agree().await;
@@ -181,7 +158,7 @@ async fn rot_that_a_snapshot_covers_is_dropped_with_the_log_in_front_of_it() {
         cluster.stop(id).await;
     }
     drop(follower);
-    let log = Log::open(cluster.nodes[1].directory.path()).unwrap();
+    let log = Log::open(cluster.log_of(2)).unwrap();
     let command = log.entries(covered, covered + 1, 1, false).unwrap().remove(0).command;
     drop(log);
     cluster.rot(2, &command);
@@ -230,7 +207,7 @@ async fn a_replica_that_has_diverged_fences_itself_and_the_others_go_on() {
     until("there is a snapshot", || follower.status().snapshot > 0).await;
     drop(follower);
     cluster.stop(2).await;
-    forge(cluster.nodes[1].directory.path(), b"file-3", b"eilf-3");
+    forge(cluster.log_of(2), b"file-3", b"eilf-3");
     cluster.boot(2).await;
     let wrong = cluster.replica(2);
     let Ok(Ending::Diverged(why)) = tokio::time::timeout(PATIENCE, wrong.failed()).await else {
@@ -267,7 +244,7 @@ async fn a_scrub_finds_and_mends_what_nobody_has_read() {
 
     cluster.rot(2, &kept[50_000..50_100]);
     cluster.rot(2, &last[..100]);
-    rot_snapshot(cluster.nodes[1].directory.path());
+    rot::rot_snapshot(cluster.log_of(2));
     // Only looking, twice, changes nothing.
     for mend in [false, false, true] {
         let found = cluster.scrub(2, mend).await;
@@ -279,16 +256,6 @@ async fn a_scrub_finds_and_mends_what_nobody_has_read() {
     assert_eq!(cluster.scrub(2, false).await.damaged, 0);
     cluster.replays_alone(2).await;
     assert_eq!(cluster.scrub(2, false).await.damaged, 0, "from the disk, after a restart");
-}
-
-/// Flip a bit in the middle of the newest snapshot file.
-fn rot_snapshot(directory: &Path) {
-    let names = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    let newest = names.filter(|path| path.to_string_lossy().contains("snapshot-")).max().unwrap();
-    let mut content = std::fs::read(&newest).unwrap();
-    let middle = content.len() / 2;
-    content[middle] ^= 1;
-    std::fs::write(&newest, content).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -305,7 +272,7 @@ async fn a_damaged_snapshot_is_replaced_and_never_installed() {
 
     // Met at the start: the state comes from a peer.
     cluster.stop(2).await;
-    rot_snapshot(cluster.nodes[1].directory.path());
+    rot::rot_snapshot(cluster.log_of(2));
     cluster.boot(2).await;
     cluster.agree().await;
     cluster.own_body(2, file.version, &kept).await.unwrap();
@@ -315,7 +282,7 @@ async fn a_damaged_snapshot_is_replaced_and_never_installed() {
     // Met when a follower without anything needs it: the leader writes it anew.
     cluster.boot(1).await;
     cluster.lead(2).await;
-    rot_snapshot(cluster.nodes[1].directory.path());
+    rot::rot_snapshot(cluster.log_of(2));
     for file in std::fs::read_dir(cluster.nodes[2].directory.path()).unwrap() {
         std::fs::remove_file(file.unwrap().path()).unwrap();
     }
