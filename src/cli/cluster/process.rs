@@ -2,7 +2,7 @@
 //!
 //! Decision: a pid file is written for people but never believed, because the number in it may long belong to another
 //! process. A node's process is whichever runs `keelfs serve --data` on exactly that directory, a mount's whichever runs
-//! `keelfs mount` at exactly that path; and a signal goes through a pidfd that was opened before that was verified, so it
+//! `keelfs mount` at exactly that path, under whatever name our program goes; and a signal goes through a pidfd that was opened before that was verified, so it
 //! cannot reach a process that took the number over meanwhile.
 
 use crate::cli::error::{CliError, CliResult, Tried};
@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -79,6 +80,9 @@ impl Server {
 fn serves(pid: u32, duty: &Duty) -> bool {
     let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
     let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
+    if !is_named_keelfs(&words) && !runs_program(pid, Path::new("/proc/self/exe")) {
+        return false;
+    }
     match (duty_of(&words), duty) {
         (Some(Duty::Node(mut named)), Duty::Node(data)) => {
             if named.is_relative() {
@@ -95,13 +99,20 @@ fn serves(pid: u32, duty: &Duty) -> bool {
     }
 }
 
+fn is_named_keelfs(words: &[&[u8]]) -> bool {
+    let program = words.first().and_then(|path| path.rsplit(|b| *b == b'/').next());
+    program.is_some_and(|program| program.starts_with(b"keelfs"))
+}
+
+/// Is this file what the process runs, by whatever name?
+fn runs_program(pid: u32, file: &Path) -> bool {
+    let found = |path: &Path| path.metadata().map(|found| (found.dev(), found.ino())).ok();
+    found(file).is_some_and(|file| found(Path::new(&format!("/proc/{pid}/exe"))) == Some(file))
+}
+
 /// What `keelfs serve --data DIR` and `keelfs mount --own-session NODES DIR` are there for, as their words name it.
 fn duty_of(words: &[&[u8]]) -> Option<Duty> {
     let path = |word: &[u8]| PathBuf::from(OsStr::from_bytes(word));
-    let program = words.first()?.rsplit(|b| *b == b'/').next()?;
-    if !program.starts_with(b"keelfs") {
-        return None;
-    }
     match (*words.get(1)?, *words.get(2)?) {
         (b"serve", _) => {
             let at = words.iter().position(|w| *w == b"--data" || w.starts_with(b"--data="))?;
@@ -178,6 +189,7 @@ pub fn end(servers: &[Server], patience: Duration) -> CliResult<Vec<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::process::CommandExt;
 
     #[test]
     fn only_serve_on_that_directory_and_mount_at_that_path_count() {
@@ -187,8 +199,20 @@ mod tests {
         assert_eq!(duty("keelfs serve --own-session --data=/d/node-1"), node);
         assert_eq!(duty("keelfs mount --own-session 127.0.0.1:1,127.0.0.1:2 /m"), Some(Duty::Mount("/m".into())));
         assert_eq!(duty("keelfs mount 127.0.0.1:1 /m"), None);
-        assert_eq!(duty("vim serve --data /d/node-1"), None);
         assert_eq!(duty("keelfs serve"), None);
+    }
+
+    #[test]
+    fn our_program_is_known_by_its_name_or_by_its_file() {
+        let named = |program: &str| is_named_keelfs(&[program.as_bytes(), b"serve"]);
+        assert_eq!(["/usr/bin/keelfs", "keelfs-2", "/keelfs/vim"].map(named), [true, true, false]);
+        let sleep = Path::new("/usr/bin/sleep");
+        let mut other = Command::new(sleep).arg0("other").arg("60").spawn().unwrap();
+        let runs = [sleep, Path::new("/proc/self/exe")].map(|file| runs_program(other.id(), file));
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert_eq!(runs, [true, false]);
+        assert!(runs_program(std::process::id(), Path::new("/proc/self/exe")));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::cli::error::{CliError, CliResult, Tried};
 use crate::cli::mounts::{self, Found, Unmount};
 use crate::cli::output::{Output, warn};
 use crate::fuse::table;
+use crate::log::{DirectoryLock, StorageError};
 use serde_json::json;
 use std::fs;
 use std::io::{IsTerminal, Write, stderr, stdin};
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// How long a node may take to end by itself.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How often it is looked whether a node's data is free.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long a mount's process may take to end after its mount.
 const MOUNT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -39,8 +42,34 @@ pub fn end_nodes(cluster: &ClusterDir, nodes: &[&NodeConfig], output: Output) ->
     for pid in process::end(&servers, PATIENCE)? {
         output.say(&format!("process {pid} did not end within {} s and was killed", PATIENCE.as_secs()))?;
     }
+    nodes.iter().try_for_each(|node| hold(cluster, node, PATIENCE).map(drop))?;
     nodes.iter().try_for_each(|node| forget_pid(cluster, node))?;
     Ok(servers.len())
+}
+
+/// Keep everybody from this node's data. Whoever has it locked for so long is a process that does not end, or a node that
+/// we do not know for one: of another build, under another name.
+fn hold(cluster: &ClusterDir, node: &NodeConfig, patience: Duration) -> CliResult<Option<DirectoryLock>> {
+    let (data, deadline) = (cluster.data(node.id), Instant::now() + patience);
+    if !data.exists() {
+        return Ok(None);
+    }
+    loop {
+        match DirectoryLock::acquire(&data) {
+            Ok(lock) => return Ok(Some(lock)),
+            // A process that ends lets go of its files last.
+            Err(StorageError::InUse { .. }) if Instant::now() < deadline => std::thread::sleep(LOOK_EVERY),
+            Err(StorageError::InUse { holder, .. }) => {
+                return Err(CliError::failed(format!(
+                    "node {} still runs, as process {holder}: it has {} locked; end that process, then try again",
+                    node.id,
+                    data.display()
+                )));
+            }
+            // Nobody has it: what else is wrong with it is for those who want to use it.
+            Err(_) => return Ok(None),
+        }
+    }
 }
 
 /// Unmount everywhere, before the nodes end, so that programs see a clean end instead of a dead mount.
@@ -128,7 +157,9 @@ fn remove_cluster(cluster: &ClusterDir) -> CliResult {
             mount.path.display()
         )));
     }
-    for node in &cluster.config.nodes {
+    let nodes = &cluster.config.nodes;
+    let _held = nodes.iter().map(|node| hold(cluster, node, Duration::ZERO)).collect::<CliResult<Vec<_>>>()?;
+    for node in nodes {
         let data = cluster.data(node.id);
         if data.exists() {
             fs::remove_dir_all(&data).tried(|| format!("cannot delete {}", data.display()))?;
@@ -160,6 +191,11 @@ mod tests {
         fs::create_dir_all(cluster.data(1).join("log")).unwrap();
         fs::write(dir.join("mine"), "precious").unwrap();
         cluster.save().unwrap();
+        let in_use = DirectoryLock::acquire(&cluster.data(1)).unwrap();
+        let refused = remove_cluster(&cluster).unwrap_err().to_string();
+        assert!(refused.contains(&format!("as process {}:", std::process::id())), "{refused}");
+        assert!(cluster.data(1).join("log").exists() && cluster.config_file().exists());
+        drop(in_use);
         remove_cluster(&cluster).unwrap();
         let left: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["mine"]);
