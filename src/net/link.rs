@@ -45,7 +45,15 @@ struct Inner {
     judge: Option<Arc<dyn Judge>>,
     /// A fair lock: whoever starts a call first is written first.
     connection: tokio::sync::Mutex<Option<Connection>>,
+    failed: Mutex<Failed>,
     in_flight: Arc<Semaphore>,
+}
+
+/// Attempts to connect that came to nothing: how many, and the last one's reason.
+#[derive(Default)]
+struct Failed {
+    attempts: u64,
+    why: Option<NetError>,
 }
 
 struct Connection {
@@ -78,7 +86,8 @@ impl Link {
         judge: Option<Arc<dyn Judge>>,
     ) -> Link {
         let (connection, in_flight) = (Default::default(), Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX)));
-        Link { inner: Arc::new(Inner { own, address, expected, purpose, judge, connection, in_flight }) }
+        let failed = Mutex::default();
+        Link { inner: Arc::new(Inner { own, address, expected, purpose, judge, connection, failed, in_flight }) }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -117,11 +126,13 @@ fn checked_bytes(message: &Message) -> Result<u32, NetError> {
 impl Inner {
     async fn queue(&self, message: Message, bytes: u32) -> Result<Waiting, NetError> {
         let broken = |why: String| NetError::Broken { address: self.address, why };
+        let failed_before = self.failed.lock().attempts;
         let mut connection = self.connection.lock().await;
+        self.shared_failure(failed_before)?;
         let permit = self.in_flight.clone().acquire_many_owned(bytes).await.map_err(|e| broken(e.to_string()))?;
         let live = match connection.take().filter(|c| !c.queue.is_closed()) {
             Some(live) => connection.insert(live),
-            None => connection.insert(self.connect().await?),
+            None => connection.insert(self.connect().await.inspect_err(|e| self.has_failed(e))?),
         };
         let call = live.next_call;
         live.next_call += 1;
@@ -133,6 +144,22 @@ impl Inner {
         let outgoing = Outgoing { frame, room: Vec::new() };
         live.queue.send(outgoing).await.map_err(|_| broken("closed before the message was sent".into()))?;
         Ok(waiting)
+    }
+
+    /// Whoever stands in line while an attempt to connect fails does not begin one of his own: each would take its time,
+    /// one after the other.
+    fn shared_failure(&self, failed_before: u64) -> Result<(), NetError> {
+        let failed = self.failed.lock();
+        match &failed.why {
+            Some(why) if failed.attempts != failed_before => Err(why.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    fn has_failed(&self, why: &NetError) {
+        let mut failed = self.failed.lock();
+        failed.attempts += 1;
+        failed.why = Some(why.clone());
     }
 
     async fn connect(&self) -> Result<Connection, NetError> {

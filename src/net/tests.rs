@@ -85,6 +85,22 @@ async fn a_link_connects_again_after_its_server_came_back() {
 }
 
 #[tokio::test]
+async fn calls_that_wait_for_one_connection_share_its_failure() {
+    // Connects, and never shakes hands.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let link = Link::new(identity(None, 0), silent.local_addr().unwrap(), None, Purpose::Client);
+    let calls = (0..20u8).map(|i| link.call(message(i, b"", ""), soon()));
+    for error in futures_util::future::join_all(calls).await.into_iter().map(Result::unwrap_err) {
+        assert!(matches!(&error, NetError::Connect { why, .. } if why == "no answer"), "{error}");
+    }
+    let mut attempts = 0;
+    while let Ok(Ok(_)) = tokio::time::timeout(Duration::from_millis(50), silent.accept()).await {
+        attempts += 1;
+    }
+    assert_eq!(attempts, 1);
+}
+
+#[tokio::test]
 async fn strangers_and_impostors_are_refused_at_the_handshake() {
     let (address, _server) = server().await;
     let try_as = async |own: Identity, expected, purpose| {
