@@ -1,8 +1,8 @@
 //! The data directory: who this node is, and how often it has started.
 //!
 //! ```text
-//! identity.toml   cluster, node, instance, format, the members of the first day, whether the cluster has been initialised
-//!                 from here, whether the node has been removed
+//! identity.toml   cluster, node, instance, format, the members as they were noted last, whether the cluster has been
+//!                 initialised from here, whether the node has been removed
 //! incarnation     number of the last start; raised and synced before a start does anything that others can see
 //! reserve         a few blocks, so that a node can start on a full disk
 //! log/            the log's; made by `init` too, so that its absence is a loss and not a beginning
@@ -57,6 +57,7 @@ pub struct DataDirectory {
     pub node: NodeId,
     /// Drawn when the directory was made.
     pub instance: Uuid,
+    /// Whom to ask before the membership can be read from the log. At first what `init` was told.
     pub members: BTreeMap<NodeId, SocketAddr>,
     /// The first membership has been written, or is not this node's to write.
     pub bootstrapped: bool,
@@ -224,6 +225,20 @@ impl DataDirectory {
         self.write_identity()
     }
 
+    /// Note the membership, for a start that cannot read it from its log. This node's own address stays as it is. A
+    /// membership without this node, or one that makes no sense, is not noted.
+    pub fn note_members(&mut self, mut members: BTreeMap<NodeId, SocketAddr>) -> Result<(), NodeError> {
+        let (Some(at), Some(own)) = (self.address(), members.get_mut(&self.node)) else { return Ok(()) };
+        *own = at;
+        if !self.bootstrapped || members == self.members || check_members(self.node, &members).is_err() {
+            return Ok(());
+        }
+        let noted = DataDirectory { members, ..self.clone() };
+        noted.write_identity()?;
+        *self = noted;
+        Ok(())
+    }
+
     /// The cluster has removed this node.
     pub fn mark_removed(&mut self) -> Result<(), NodeError> {
         self.removed = true;
@@ -349,6 +364,24 @@ mod tests {
         let error = DataDirectory::open(&data).unwrap().must_be_member().unwrap_err();
         assert!(error.message.contains("node 1 was removed"), "{error}");
         assert_eq!(opened.raise_incarnation().unwrap(), 3);
+    }
+
+    #[test]
+    fn the_membership_is_noted_for_the_next_start_and_never_one_without_this_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut node = DataDirectory::init(InitOptions { joins: true, ..options(dir.path(), 1) }).unwrap();
+        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        node.note_members(BTreeMap::from([(1, at(9001)), (4, at(7004))])).unwrap();
+        let noted = BTreeMap::from([(1, at(7001)), (4, at(7004))]);
+        assert_eq!(DataDirectory::open(dir.path()).unwrap().members, noted, "it goes on listening where it did");
+        for useless in [BTreeMap::new(), BTreeMap::from([(4, at(7004))]), BTreeMap::from([(1, at(1)), (4, at(7001))])] {
+            node.note_members(useless).unwrap();
+            assert_eq!(DataDirectory::open(dir.path()).unwrap(), node);
+            assert_eq!(node.members, noted);
+        }
+        let mut founder = DataDirectory::init(options(&dir.path().join("other"), 1)).unwrap();
+        founder.note_members(noted).unwrap();
+        assert_eq!(founder.members.len(), 3, "what it will found the cluster with");
     }
 
     #[test]

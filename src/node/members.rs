@@ -5,9 +5,12 @@ use super::exit::{Exit, NodeError};
 use super::fatal::Fatal;
 use super::{DataDirectory, ask_peers};
 use crate::fs::{Command, LogIndex, NodeCommand, NodeHolds};
+use crate::net::Expulsion;
 use crate::raft::{MemberError, Replica, ReplicaError};
 use crate::volume::{Local, sessionless};
 use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -38,9 +41,36 @@ pub(super) async fn stand(local: Local, replica: Replica, stop: CancellationToke
     }
 }
 
-/// End the node when it is known that it may never again take part: at once, and for good if it was removed.
-pub(super) async fn heed_expulsion(replica: Replica, mut directory: DataDirectory, fatal: Fatal) {
-    let expulsion = replica.expelled().await;
+/// Note the membership in the data directory as it changes, until `stop`; and end the node when it is known that it may
+/// never again take part: at once, and for good if it was removed. From here on nobody else writes the directory's identity.
+pub(super) async fn keep_identity(
+    replica: Replica,
+    mut directory: DataDirectory,
+    fatal: Fatal,
+    stop: CancellationToken,
+) {
+    tokio::select! {
+        never = note_members(&replica, &mut directory) => match never {},
+        expulsion = replica.expelled() => heed(expulsion, directory, &fatal),
+        () = stop.cancelled() => {}
+    }
+}
+
+async fn note_members(replica: &Replica, directory: &mut DataDirectory) -> Infallible {
+    let mut seen = BTreeMap::new();
+    loop {
+        let members = replica.members();
+        if members != seen {
+            seen.clone_from(&members);
+            if let Err(e) = directory.note_members(members) {
+                tracing::warn!("the membership was not noted, which only matters if the log is damaged: {e}");
+            }
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+fn heed(expulsion: Expulsion, mut directory: DataDirectory, fatal: &Fatal) {
     if !expulsion.removed {
         return fatal.report(NodeError::new(Exit::Damaged, expulsion.why));
     }

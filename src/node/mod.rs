@@ -119,7 +119,6 @@ impl Node {
                 .map_err(|e| refine(&e, "start raft"))?;
         fatal.watch_replica(replica.clone(), directory.path.clone());
         let local = Local::new(replica.clone(), own.clone());
-        tokio::spawn(members::heed_expulsion(replica.clone(), directory.clone(), fatal.clone()));
         let status = status_of(&directory, &options, start, replica.clone(), address, cs733.as_ref());
         let (front, back, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         let mut node = Node {
@@ -155,6 +154,8 @@ impl Node {
         if !directory.bootstrapped {
             bootstrap(directory, &self.replica, fresh).await?;
         }
+        let (fatal, stop) = (self.fatal.clone(), self.back.clone());
+        self.tasks.spawn(members::keep_identity(self.replica.clone(), directory.clone(), fatal, stop));
         self.tasks.spawn(upkeep::run(self.replica.clone(), self.front.clone()));
         self.tasks.spawn(members::stand(self.local.clone(), self.replica.clone(), self.front.clone()));
         self.tasks.spawn(members::tend(self.replica.clone(), directory.cluster, self.front.clone()));

@@ -10,6 +10,7 @@
 //! process then acknowledges is on its disk.
 
 use super::Machine;
+use super::membership::Member;
 use super::messages::INTRODUCE;
 use super::peers::Peers;
 use super::publish::Published;
@@ -65,6 +66,16 @@ impl Registrar {
     pub fn follow(&self, raft: Raft<Types, Machine>) {
         // Once, where the replica starts.
         let _ = self.raft.set(raft);
+    }
+
+    /// The nodes of the membership; empty: it is not known yet.
+    pub fn members(&self) -> BTreeMap<NodeId, Member> {
+        let members = self.raft.get().map(|raft| {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.nodes().map(|(node, member)| (*node, member.clone())).collect()
+        });
+        members.unwrap_or_default()
     }
 
     /// What leaders note comes seconds late; the leader itself knows at once what a run before has acknowledged to it. A
@@ -168,8 +179,7 @@ fn known(raft: &Raft<Types, Machine>, peers: &Peers) -> (Vec<BTreeSet<NodeId>>, 
         let configured = peers.configured();
         return (vec![configured.keys().copied().collect()], configured.iter().map(|(n, at)| (*n, *at)).collect());
     }
-    let at =
-        |(node, member): (&NodeId, &super::membership::Member)| Some((*node, peers.address(*node, &member.address)?));
+    let at = |(node, member): (&NodeId, &Member)| Some((*node, peers.address(*node, &member.address)?));
     (configs, membership.nodes().filter_map(at).collect())
 }
 

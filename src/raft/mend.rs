@@ -42,8 +42,8 @@ pub fn serve(log: &Log, published: &Published, question: FetchEntries) -> Messag
     answer.unwrap_or_else(Message::refused)
 }
 
-/// Entries of this range from the peer that has most of them, before the log is open. Blocks; must be called on a thread
-/// that may, within a runtime.
+/// Entries of this range from the peer that has most of them, before the log is open: the membership stands in the log, so
+/// `members` is what the node has noted of it elsewhere. Blocks; must be called on a thread that may, within a runtime.
 pub fn supply(own: &Identity, members: &BTreeMap<NodeId, SocketAddr>, range: Range<u64>) -> Vec<Entry> {
     let peers = Peers::new(own.clone(), members.clone(), Arc::default());
     tokio::runtime::Handle::current().block_on(async {

@@ -36,11 +36,18 @@ impl Peers {
         &self.configured
     }
 
-    /// Every other node that this process was told of or has talked to.
+    /// The nodes of the membership that have an address, learners included. Empty: it is not known yet.
+    pub fn members(&self) -> BTreeMap<NodeId, SocketAddr> {
+        let members = self.registrar.members().into_iter();
+        members.filter_map(|(node, at)| Some((node, self.address(node, &at.address)?))).collect()
+    }
+
+    /// Every other node of the membership, or, before that is known, every other one that was configured.
     pub fn others(&self) -> Vec<(NodeId, SocketAddr)> {
-        let linked: Vec<_> = self.links.lock().iter().map(|((node, _), link)| (*node, link.address())).collect();
-        let known: BTreeMap<NodeId, SocketAddr> =
-            linked.into_iter().chain(self.configured.iter().map(|(node, at)| (*node, *at))).collect();
+        let mut known = self.members();
+        if known.is_empty() {
+            known.clone_from(&self.configured);
+        }
         known.into_iter().filter(|(node, _)| Some(*node) != self.own.node).collect()
     }
 

@@ -315,11 +315,7 @@ impl Replica {
 
     /// The nodes of the membership that have an address, learners included.
     pub fn members(&self) -> BTreeMap<NodeId, SocketAddr> {
-        let metrics = self.inner.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let nodes = metrics.membership_config.nodes();
-        let peers = &self.inner.server.target.peers;
-        nodes.filter_map(|(node, at)| Some((*node, peers.address(*node, &at.address)?))).collect()
+        self.inner.server.target.peers.members()
     }
 
     pub fn status(&self) -> ReplicaStatus {

@@ -1,9 +1,11 @@
 //! openraft's own suite over our storage, and three replicas over real sockets and files.
 
 use super::ending::Endings;
+use super::introduce::Registrar;
 use super::machine::Machine;
 use super::messages::{self, Progress, SnapshotBegin, SnapshotItems, SnapshotQuestion};
 use super::payload::StoredMeta;
+use super::peers::Peers;
 use super::snapshot;
 use super::store::Store;
 use super::types::{Entry, LogId, Types, Vote};
@@ -571,4 +573,28 @@ async fn a_process_that_only_a_minority_has_let_in_gives_no_vote() {
         assert!(Instant::now() < deadline, "it never votes");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_asked_for_copies_are_the_members_of_now_and_before_that_is_known_those_configured() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.put("file", body(1, 10)).await;
+    let leader = cluster.leader().await;
+    let own = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(leader.id()), start: Start::default() };
+    let registrar = Arc::<Registrar>::default();
+    let peers = Peers::new(own, cluster.addresses(), registrar.clone());
+    let others = || peers.others().into_iter().map(|(node, _)| node).collect::<Vec<_>>();
+    let configured: Vec<NodeId> = (1..=3).filter(|node| *node != leader.id()).collect();
+    let (removed, stays) = (configured[0], configured[1]);
+    assert_eq!(others(), configured);
+
+    registrar.follow(leader.raft().clone());
+    assert_eq!(others(), configured);
+    let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let joins = MemberChange::Add { address, name: String::new(), becomes: Becomes::Learner };
+    assert_eq!(leader.change_members(joins).await, Ok(MemberChanged::Added { node: 4 }));
+    leader.change_members(MemberChange::Remove { node: removed }).await.unwrap();
+    peers.link(removed, cluster.addresses()[&removed], Purpose::Snapshot);
+    assert_eq!(others(), [stays, 4]);
+    assert_eq!(peers.others()[1].1, address);
 }
