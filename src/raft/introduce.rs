@@ -183,7 +183,7 @@ fn known(raft: &Raft<Types, Machine>, peers: &Peers) -> (Vec<BTreeSet<NodeId>>, 
     (configs, membership.nodes().filter_map(at).collect())
 }
 
-fn is_majority(configs: &[BTreeSet<NodeId>], of: &BTreeSet<NodeId>) -> bool {
+pub(super) fn is_majority(configs: &[BTreeSet<NodeId>], of: &BTreeSet<NodeId>) -> bool {
     configs.iter().all(|voters| voters.intersection(of).count() > voters.len() / 2)
 }
 

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Why a vote is neither given nor asked for yet.
 pub const NOT_INTRODUCED: &str = "this node has just started, and a majority has not looked at it yet";
@@ -20,11 +21,20 @@ pub struct Peers {
     links: Mutex<BTreeMap<(NodeId, Purpose), Link>>,
     registrar: Arc<Registrar>,
     introduced: AtomicBool,
+    /// When a leader's message came last.
+    led: Mutex<Option<Instant>>,
 }
 
 impl Peers {
     pub fn new(own: Identity, configured: BTreeMap<NodeId, SocketAddr>, registrar: Arc<Registrar>) -> Peers {
-        Peers { own, configured, links: Mutex::default(), registrar, introduced: AtomicBool::new(false) }
+        Peers {
+            own,
+            configured,
+            links: Mutex::default(),
+            registrar,
+            introduced: AtomicBool::new(false),
+            led: Mutex::default(),
+        }
     }
 
     /// `None`: the node has no address that can be connected to.
@@ -61,6 +71,16 @@ impl Peers {
                 link
             }
         }
+    }
+
+    /// A leader's message has come: no matter whose, and whether it is still true.
+    pub fn heard_leader(&self) {
+        *self.led.lock() = Some(Instant::now());
+    }
+
+    /// Has one come lately?
+    pub fn hears_leader(&self, lately: Duration) -> bool {
+        self.led.lock().is_some_and(|at| at.elapsed() <= lately)
     }
 
     /// May this process vote, and ask for votes?

@@ -30,6 +30,7 @@ use crate::net::{Caller, Expulsion, Identity, Judge, Message, NodeId, Start};
 use crate::seeded::{Bug, planted};
 use anyhow::Context;
 use bytes::Bytes;
+use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::impls::ProgressResponder;
@@ -296,6 +297,19 @@ impl Replica {
     /// The leader as this node knows it.
     pub fn leader(&self) -> watch::Receiver<Option<NodeId>> {
         self.inner.leader.clone()
+    }
+
+    /// Does this node know by its own ears of a leader that works: has one sent it a message lately, or, if this node
+    /// leads, have so many answered it lately that they and it are a majority? A leader whose disk is slow goes on
+    /// sending and answering.
+    pub fn hears_leader(&self, lately: Duration) -> bool {
+        let metrics = self.metrics();
+        if !metrics.state.is_leader() {
+            return self.inner.server.target.peers.hears_leader(lately);
+        }
+        let answered = metrics.heartbeat.iter().flatten();
+        let answered = answered.filter(|(_, at)| at.is_some_and(|at| at.elapsed() <= lately)).map(|(node, _)| *node);
+        introduce::is_majority(&self.inner.voters(), &answered.chain([self.inner.own]).collect())
     }
 
     /// Cluster time now, if this node leads: what a proposal would be stamped with.

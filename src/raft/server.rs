@@ -53,6 +53,9 @@ impl Server {
     /// Called in the order of arrival on a link.
     pub fn handle(&self, from: &Caller, message: Message) -> BoxFuture<'static, Message> {
         let Some(node) = from.node else { return refused("only nodes of the cluster may send raft messages") };
+        if message.kind == messages::APPEND {
+            self.target.peers.heard_leader();
+        }
         let handled = match message.kind {
             messages::APPEND if from.purpose == Purpose::Append => self.append_in_order(node, &message),
             messages::APPEND => self.append(&message),

@@ -407,11 +407,13 @@ async fn without_a_majority_nothing_is_answered_and_nobody_is_sent_in_circles() 
     let refused = cluster.replica(follower).read_index().await;
     assert_eq!(refused, Err(ReplicaError::NotLeader { leader: Some(leader) }));
 
+    assert!(cluster.replica(leader).hears_leader(PATIENCE) && cluster.replica(follower).hears_leader(PATIENCE));
     for id in (1..=3).filter(|id| *id != leader) {
         cluster.stop(id).await;
     }
     let alone = cluster.replica(leader);
     assert_eq!(alone.read_index().await, Err(ReplicaError::NotLeader { leader: None }));
+    until("it notices that nobody answers", || !alone.hears_leader(TIMING.election_max)).await;
     assert!(!alone.wait_applied(LogIndex(1 << 40), Instant::now() + Duration::from_millis(20)).await);
     assert!(alone.hash_at(*alone.applied().borrow()).is_some());
 }

@@ -14,9 +14,12 @@ use crate::limits::COMMAND_BYTES_MAX;
 use crate::net::{Identity, Link, Message, NetError, NodeId, Purpose};
 use crate::raft::{Replica, ReplicaError};
 use bytes::Bytes;
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::timeout_at;
@@ -130,8 +133,14 @@ impl<P: Proposer> Forwarder<P> {
         &self.links
     }
 
-    /// Propose the request wherever the leader is, until the deadline.
-    pub(super) async fn submit(&self, request: &Request, body: &Bytes, deadline: Instant) -> Verdict {
+    /// Propose the request wherever the leader is, until the deadline, or until the caller gives up.
+    pub(super) async fn submit(
+        &self,
+        request: &Request,
+        body: &Bytes,
+        deadline: Instant,
+        give_up: impl Future<Output = ()>,
+    ) -> Verdict {
         let ask = Ask::Propose { request: request.clone(), wait_ms: wait_ms(deadline) };
         let message = match ask.message(body.clone()) {
             Ok(message) if message.header.len() <= COMMAND_BYTES_MAX => message,
@@ -139,7 +148,7 @@ impl<P: Proposer> Forwarder<P> {
         };
         let lane = if body.len() > SMALL_BYTES { Lane::Bulk } else { Lane::Small };
         let attempt = |seat| self.try_submit(seat, request.clone(), message.clone(), lane, deadline);
-        match self.seek(deadline, attempt).await {
+        match self.seek(deadline, give_up, attempt).await {
             Sought::Done { value: outcome, doubt } => Verdict::Outcome { outcome, doubt },
             Sought::OutOfTime { doubt: true } => Verdict::InDoubt,
             Sought::OutOfTime { doubt: false } => Verdict::NotSent,
@@ -149,7 +158,7 @@ impl<P: Proposer> Forwarder<P> {
 
     /// An index that everything completed before this call is at or below, by the leader's word. `None`: not in time.
     pub(super) async fn read_index(&self, deadline: Instant) -> Result<Option<LogIndex>, String> {
-        match self.seek(deadline, |seat| self.try_read_index(seat, deadline)).await {
+        match self.seek(deadline, pending(), |seat| self.try_read_index(seat, deadline)).await {
             Sought::Done { value, .. } => Ok(Some(value)),
             Sought::OutOfTime { .. } => Ok(None),
             Sought::Stopped(why) => Err(why),
@@ -159,20 +168,25 @@ impl<P: Proposer> Forwarder<P> {
     async fn seek<T, F: Future<Output = Attempt<T>>>(
         &self,
         deadline: Instant,
+        give_up: impl Future<Output = ()>,
         attempt: impl Fn(Seat<P>) -> F,
     ) -> Sought<T> {
+        let mut give_up = pin!(give_up.fuse());
         let mut doubt = false;
         let mut hint = None;
         let mut pauses = Pauses::default();
         let mut leader = self.replica.leader();
         while Instant::now() < deadline {
             let Some((node, seat)) = self.seat(hint.take(), &mut leader) else {
-                pause(&mut leader, PAUSE_MAX, deadline).await;
+                if !pause(&mut leader, PAUSE_MAX, deadline, give_up.as_mut()).await {
+                    break;
+                }
                 continue;
             };
             let result = tokio::select! {
                 result = attempt(seat) => result,
                 () = self.unseated(node) => Attempt::Doubt,
+                () = give_up.as_mut() => return Sought::OutOfTime { doubt: true },
             };
             match result {
                 Attempt::Done(value) => return Sought::Done { value, doubt },
@@ -183,7 +197,9 @@ impl<P: Proposer> Forwarder<P> {
                 Attempt::Unreached => {}
                 Attempt::Doubt => doubt = true,
             }
-            pause(&mut leader, pauses.next(), deadline).await;
+            if !pause(&mut leader, pauses.next(), deadline, give_up.as_mut()).await {
+                break;
+            }
         }
         Sought::OutOfTime { doubt }
     }
@@ -210,7 +226,7 @@ impl<P: Proposer> Forwarder<P> {
             let _ = leader.changed().await;
         }
         if leader.wait_for(|known| known.is_some_and(|known| known != node)).await.is_err() {
-            std::future::pending().await
+            pending().await
         }
     }
 
@@ -251,15 +267,23 @@ impl<P: Proposer> Forwarder<P> {
     }
 }
 
-/// Wait a while, or until the leader changes.
-async fn pause(leader: &mut LeaderWatch, time: Duration, deadline: Instant) {
+/// Wait a while, or until the leader changes. False: the caller has given up.
+async fn pause(
+    leader: &mut LeaderWatch,
+    time: Duration,
+    deadline: Instant,
+    give_up: Pin<&mut impl Future<Output = ()>>,
+) -> bool {
     let until = deadline.min(Instant::now() + time);
     let change = async {
         if leader.changed().await.is_err() {
-            std::future::pending().await
+            pending().await
         }
     };
-    let _ = timeout_at(until.into(), change).await;
+    tokio::select! {
+        _ = timeout_at(until.into(), change) => true,
+        () = give_up => false,
+    }
 }
 
 /// Ask the replica of this process.

@@ -15,6 +15,7 @@ use crate::raft::{Replica, StorageError};
 use crate::seeded::{Bug, planted};
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, StreamExt, stream};
+use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -58,7 +59,18 @@ impl Local {
     }
 
     pub(super) async fn submit(&self, request: &Request, body: &Bytes, deadline: Instant) -> Verdict {
-        self.inner.forwarder.submit(request, body, deadline).await
+        self.submit_unless(request, body, deadline, pending()).await
+    }
+
+    /// The same, until the caller gives up: for those who can ask another node.
+    pub(super) async fn submit_unless(
+        &self,
+        request: &Request,
+        body: &Bytes,
+        deadline: Instant,
+        give_up: impl Future<Output = ()>,
+    ) -> Verdict {
+        self.inner.forwarder.submit(request, body, deadline, give_up).await
     }
 
     /// Propose what no client may, wherever the leader is. `false`: not carried out, or that is not known.

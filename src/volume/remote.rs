@@ -6,7 +6,8 @@
 //! The nodes that there are are asked for from time to time, so that a mount outlives all that it was told of at first.
 //!
 //! Decision: the first address is home, the node on our own machine as a rule, and is gone back to after a while. Cost: if
-//! it is still down, one try in [`HOMESICK_TIME`] fails first.
+//! it is still down, one try in [`HOMESICK_TIME`] fails first. A node that lives and hears of no leader says so after a
+//! while, so that its clients look for one that does.
 
 use super::forward::{Lane, Links, Pauses, told};
 use super::protocol::{Ask, Freshness, Head, Told, Verdict, wait_ms};
@@ -54,6 +55,8 @@ struct Away {
     at: usize,
     /// When home failed last.
     since: Instant,
+    /// Where we came home from: that is gone back to if home fails again.
+    refuge: Option<SocketAddr>,
 }
 
 /// Why a client has nobody to talk to.
@@ -70,7 +73,7 @@ impl Client {
         let own = Identity { cluster, node: None, start: Start::default() };
         Ok(Client {
             inner: Arc::new(Inner {
-                away: Mutex::new(Away { addresses: addresses.clone(), at: 0, since: Instant::now() }),
+                away: Mutex::new(Away { addresses: addresses.clone(), at: 0, since: Instant::now(), refuge: None }),
                 given: addresses,
                 links: Links::new(own),
             }),
@@ -294,6 +297,7 @@ impl Client {
     fn address(&self) -> SocketAddr {
         let mut away = self.inner.away.lock();
         if away.at != 0 && away.since.elapsed() >= HOMESICK_TIME {
+            away.refuge = Some(away.addresses[away.at]);
             away.at = 0;
         }
         away.addresses[away.at]
@@ -310,10 +314,13 @@ impl Client {
         if away.addresses[away.at] != failed {
             return;
         }
+        let mut next = (away.at + 1) % away.addresses.len();
         if away.at == 0 {
             away.since = Instant::now();
+            let refuge = away.refuge.take();
+            next = away.addresses.iter().position(|address| Some(*address) == refuge).unwrap_or(next);
         }
-        away.at = (away.at + 1) % away.addresses.len();
+        away.at = next;
     }
 }
 
@@ -371,6 +378,13 @@ mod tests {
         assert_eq!(ask(&[8, 9], &[1, 2]), [8, 9, 1, 2].map(at), "given by another network's addresses");
 
         let client = Client::new([2, 1, 3].map(at).into(), uuid::Uuid::nil()).unwrap();
+        client.leave(at(2));
+        client.leave(at(1));
+        client.inner.away.lock().since -= HOMESICK_TIME;
+        assert_eq!(client.address(), at(2), "home again");
+        client.leave(at(2));
+        assert_eq!(client.address(), at(3), "and back to where it was");
+        client.leave(at(3));
         client.leave(at(2));
         client.inner.learn(&BTreeSet::from([at(1), at(4)]));
         assert_eq!(client.address(), at(1), "still the same one");

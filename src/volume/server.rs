@@ -5,7 +5,7 @@
 
 use super::forward::at;
 use super::local::{Local, READ_BYTES_MAX};
-use super::protocol::{Ask, Told, Verdict, deadline};
+use super::protocol::{Ask, Freshness, Told, Verdict, deadline};
 use super::{Failure, NodeStatus, check_body};
 use crate::fs::{Command, LogIndex, NodeCommand, Refusal, Request, SessionId};
 use crate::limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX};
@@ -14,8 +14,14 @@ use crate::raft::{MemberChange, MemberError, ReplicaError};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::time::timeout_at;
+use tokio::time::{sleep, timeout_at};
 
+/// A node that has heard nothing of a leader for so long sends its clients on: longer than an election.
+const LEADERLESS_TIME: Duration = Duration::from_millis(2500);
+/// How long it keeps them in any case: one that finds no leader anywhere goes round and round.
+const KEPT_TIME: Duration = Duration::from_millis(500);
+/// How often a node looks whether it still hears of a leader.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How long a client waits for a node that is left behind.
 const LEFT_BEHIND_PATIENCE: Duration = Duration::from_millis(200);
 
@@ -58,11 +64,13 @@ impl Server {
             Ask::ReadIndex { wait_ms } => self.read_index(deadline(wait_ms)).await,
             Ask::Query { query, freshness, wait_ms } => {
                 let deadline = self.patience(deadline(wait_ms));
-                self.local.query(&query, freshness, deadline).await.map_or_else(Told::Failed, Told::Answer)
+                let answer = self.within_reach(freshness, self.local.query(&query, freshness, deadline)).await;
+                answer.map_or_else(Told::Failed, Told::Answer)
             }
             Ask::Read { ino, offset, length, freshness, wait_ms } => {
                 let deadline = self.patience(deadline(wait_ms));
-                return match self.local.read(ino, offset, length, freshness, deadline).await {
+                let read = self.local.read(ino, offset, length, freshness, deadline);
+                return match self.within_reach(freshness, read).await {
                     Ok(Ok((head, bytes))) => (Told::Contents(Ok(head)), bytes),
                     Ok(Err(refusal)) => (Told::Contents(Err(refusal)), Bytes::new()),
                     Err(failure) => (Told::Failed(failure), Bytes::new()),
@@ -93,6 +101,30 @@ impl Server {
         }
     }
 
+    /// An answer that takes a leader, unless there is none within this node's reach.
+    async fn within_reach<T>(
+        &self,
+        freshness: Freshness,
+        answer: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        match freshness {
+            Freshness::Nearest => answer.await,
+            Freshness::Linearizable => tokio::select! {
+                answer = answer => answer,
+                () = self.leaderless() => Err(Failure::NoMajority),
+            },
+        }
+    }
+
+    /// Resolves when this node has heard nothing of a leader for a while: it may be cut off from the leader although its
+    /// clients reach another node that is not.
+    async fn leaderless(&self) {
+        sleep(KEPT_TIME).await;
+        while self.local.replica().hears_leader(LEADERLESS_TIME) {
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
     async fn propose(&self, from: Option<NodeId>, request: Request, body: Bytes, deadline: Instant) -> Told {
         if let Err(refusal) = may_be_proposed(&request, &body)
             && !is_own_start(from, &request)
@@ -108,7 +140,7 @@ impl Server {
 
     async fn submit(&self, request: Request, body: Bytes, deadline: Instant) -> Verdict {
         match may_be_proposed(&request, &body) {
-            Ok(()) => self.local.submit(&request, &body, deadline).await,
+            Ok(()) => self.local.submit_unless(&request, &body, deadline, self.leaderless()).await,
             Err(refusal) => Verdict::Outcome { outcome: Err(refusal), doubt: false },
         }
     }

@@ -106,11 +106,13 @@ fn request() -> Request {
 
 async fn submit(replica: &Here, time: Duration) -> Verdict {
     let forwarder = Forwarder::new(identity(OWN), replica.clone());
-    forwarder.submit(&request(), &Bytes::from_static(b"four"), Instant::now() + time).await
+    forwarder.submit(&request(), &Bytes::from_static(b"four"), Instant::now() + time, pending()).await
 }
 
 const PLENTY: Duration = Duration::from_secs(30);
 const LITTLE: Duration = Duration::from_millis(300);
+/// A test that waits so long hangs.
+const FOREVER: Duration = Duration::from_secs(3600);
 
 fn done() -> Told {
     Told::Outcome(Ok(Reply::Done))
@@ -187,6 +189,28 @@ async fn what_never_left_is_not_sent_and_what_may_have_arrived_is_in_doubt() {
     assert_eq!(submit(&here(Some(1), &[(1, *stranger)]), LITTLE).await, Verdict::NotSent, "refused the handshake");
     let (silent, _, _guard) = Scripted::start(1, [Act::Hang]).await;
     assert_eq!(submit(&here(Some(1), &[(1, silent)]), LITTLE).await, Verdict::InDoubt);
+}
+
+#[tokio::test]
+async fn who_gives_up_is_told_at_once_whether_it_may_have_been_proposed() {
+    let (silent, leader, _guard) = Scripted::start(1, [Act::Hang]).await;
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let cases = [
+        (here(None, &[]), None, Verdict::NotSent),
+        (here(Some(1), &[(1, nobody)]), None, Verdict::NotSent),
+        (here(Some(1), &[(1, silent)]), Some(leader), Verdict::InDoubt),
+    ];
+    for (replica, seen_by, verdict) in cases {
+        let give_up = async {
+            match seen_by {
+                Some(node) => node.has_seen(1).await,
+                None => tokio::time::sleep(LITTLE).await,
+            }
+        };
+        let forwarder = Forwarder::new(identity(OWN), replica);
+        let body = Bytes::from_static(b"four");
+        assert_eq!(forwarder.submit(&request(), &body, Instant::now() + FOREVER, give_up).await, verdict);
+    }
 }
 
 #[tokio::test]
