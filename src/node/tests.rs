@@ -204,3 +204,25 @@ async fn a_node_refuses_what_would_harm_the_cluster() {
     assert!(refused.message.contains("its disk was lost"), "{refused}");
     two.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_hears_of_no_leader_sends_its_clients_on() {
+    let (root, members, elsewhere) = (tempfile::tempdir().unwrap(), members(), self::members());
+    init(root.path(), &members);
+    let (mut one, mut two) = (start(root.path(), 1).await, start(root.path(), 2).await);
+    write(&one.volume("writer"), "file", "x").await;
+    // It and the others look for each other where they are not.
+    let data = root.path().join("cut off");
+    let cut_off = InitOptions { data, cluster: CLUSTER, node: 3, members: elsewhere.clone(), joins: false };
+    let mut cut_off = Node::start(options(&DataDirectory::init(cut_off).unwrap().path)).await.unwrap();
+    let client = || Client::new(vec![elsewhere[&3], members[&1]], CLUSTER).unwrap().volume("client");
+    // Less than what a client grants to a node that works on something.
+    let in_time = || Instant::now() + Duration::from_secs(7);
+    let lookup = Query::Lookup { parent: Ino::ROOT, name: Name::new(b"file").unwrap() };
+    let Ok(Answer::Attributes(attributes)) = client().query(lookup, in_time()).await else { panic!("no answer") };
+    assert_eq!(client().read(attributes.ino, 0, 10, in_time()).await.unwrap(), "x");
+    client().session(in_time()).await.unwrap();
+    for node in [&mut cut_off, &mut one, &mut two] {
+        node.stop().await;
+    }
+}
