@@ -3,6 +3,7 @@
 use crate::diary::Acknowledged;
 pub use crate::diary::Diary;
 use crate::diary::{NameInput, NameOutput, Pages};
+use crate::lockers;
 use crate::network::TICK_MS;
 use crate::os::{self, Dice};
 use crate::register::{Input, Output};
@@ -23,10 +24,11 @@ const STABLE_NAMES: u64 = 7;
 const WALK_STEP: u32 = 3;
 /// Clocks may be fast or slow by half a percent each; deadlines are compared with a margin for that.
 const DRIFT_MARGIN_PERCENT: u64 = 2;
-const GRAIN_MS: u64 = 30;
+pub const GRAIN_MS: u64 = 30;
 /// How long the last operations may take, once nothing is wrong any more.
 const LAST_CALL: Duration = Duration::from_secs(30);
 
+/// So many programs, and one more that takes locks if this run has any.
 pub fn start(volume: &Volume, first: u64, count: u64, diary: &Diary, dice: &Dice) {
     for number in first..first + count {
         diary.with(|pages| pages.clients.insert(number));
@@ -42,6 +44,9 @@ pub fn start(volume: &Volume, first: u64, count: u64, diary: &Diary, dice: &Dice
             mine: None,
         };
         tokio::spawn(client.run());
+    }
+    if diary.with(|pages| pages.locks) {
+        lockers::start(volume, first + count, diary, dice);
     }
 }
 
@@ -69,11 +74,11 @@ struct Expiring {
     gone: bool,
 }
 
-fn name(text: &str) -> Name {
+pub fn name(text: &str) -> Name {
     Name::new(text.as_bytes()).unwrap_or_else(|e| panic!("{text}: {e}"))
 }
 
-fn put(file: &str, expected: Expected, expiry: ExpiryChange, body: &Bytes) -> Command {
+pub fn put(file: &str, expected: Expected, expiry: ExpiryChange, body: &Bytes) -> Command {
     let length = body.len() as u32;
     Command::Put { parent: Ino::ROOT, name: name(file), expected, expiry, mode: 0o644, length }
 }

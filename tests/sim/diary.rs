@@ -8,6 +8,7 @@ use crate::network::TICK_MS;
 use crate::os;
 use crate::register;
 use crate::trace::Trace;
+use keelfs::fs::{LockOwner, LockRange};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -74,6 +75,22 @@ pub struct Acknowledged {
     pub body_sum: u32,
 }
 
+/// A lock, and when it was certainly held.
+#[derive(Clone, Copy, Debug)]
+pub struct Tenure {
+    pub file: u64,
+    pub owner: LockOwner,
+    pub range: LockRange,
+    pub exclusive: bool,
+    pub generation: u64,
+    /// Not granted before this.
+    pub asked_ms: u64,
+    /// Granted by then.
+    pub from_ms: u64,
+    /// Not given back before this, nor lost with its session.
+    pub until_ms: u64,
+}
+
 /// A name and what it means: its inode.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum NameInput {
@@ -105,6 +122,9 @@ pub struct Pages {
     pub expiries_seen: u64,
     pub renewals: u64,
     pub walks: u64,
+    /// Locks are taken in this run.
+    pub locks: bool,
+    pub tenures: Vec<Tenure>,
     /// What a client saw that must not be.
     pub seen_wrong: Vec<String>,
     /// Clients that live, and those that have finished in the end.
@@ -131,7 +151,7 @@ impl Diary {
     pub fn operations(&self) -> (usize, usize) {
         self.with(|pages| {
             let Pages { registers, names, appends, append_reads, .. } = pages;
-            let others = (pages.expiries_seen + pages.renewals + pages.walks) as usize;
+            let others = (pages.expiries_seen + pages.renewals + pages.walks) as usize + pages.tenures.len();
             (
                 registers.len() + names.len() + appends.len() + append_reads.len() + others,
                 registers.answered() + names.answered() + appends.answered() + append_reads.answered() + others,

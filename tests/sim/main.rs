@@ -6,12 +6,16 @@
 //! `sim` runs the seeds of `KEELFS_SEEDS` (`A..B`), the named ones, and checks that a seed replays exactly;
 //! `sim --seeds A..B` runs these; `sim --bugs`, built with the feature `seeded-bugs`, plants one bug after the other;
 //! `sim --one SEED` is one run in this very process, with `KEELFS_SIM_TRACE` to see all.
+//!
+//! Left out: changes of the membership (all five are voters from the beginning to the end), scrubbing, and mounts with what
+//! they keep for themselves. The harness of processes has these.
 
 mod clients;
 mod diary;
 mod invariants;
 #[path = "../history/linearizable.rs"]
 mod linearizable;
+mod lockers;
 mod nemesis;
 mod network;
 mod node;

@@ -23,6 +23,8 @@ use std::time::Duration;
 /// Machines that have programs and no data.
 const OUTSIDERS: u64 = 2;
 const PROGRAMS: u64 = 2;
+/// Runs in which locks are taken. Not all: whoever waits for one of a dead session waits as long as a session lives.
+const LOCKS_PERCENT: u64 = 35;
 /// How long everything may take to come to an end once nothing is wrong any more.
 const LIVENESS_MS: u64 = 120_000;
 /// Between the healing and the last call.
@@ -77,6 +79,8 @@ impl World {
         let network = Network::new(seed, trace.clone());
         keelfs::net::dial_through(Rc::new(network.clone()));
         let diary = Diary::new(trace);
+        let locks = Dice::new(seed, 4).chance(LOCKS_PERCENT);
+        diary.with(|pages| pages.locks = locks);
         let hosts: Vec<Host> = (1..=NODES + OUTSIDERS).collect();
         let safety_ms = *dice.pick(&[14_000, 20_000, 40_000]);
         let site = Site {

@@ -12,6 +12,7 @@ mod expiry;
 mod file_system;
 mod leader_completeness;
 mod linearizability;
+mod locks;
 mod log_matching;
 mod state_machine_safety;
 mod votes;
@@ -140,6 +141,7 @@ impl Invariants {
     /// What clients have seen so far; their calls that are under way may still come to anything.
     pub fn so_far(&self, diary: &Diary) -> Held {
         exactly_once::holds(diary)?;
+        locks::hold(diary)?;
         linearizability::holds(diary)
     }
 
@@ -148,7 +150,9 @@ impl Invariants {
         acknowledged::hold(diary, &self.state_machine_safety)?;
         exactly_once::holds(diary)?;
         expiry::holds(diary, replicas)?;
+        locks::hold(diary)?;
         linearizability::holds(diary)?;
+        locks::are_free(replicas)?;
         replicas.iter().try_for_each(|(node, replica)| file_system::holds(*node, replica))
     }
 }
