@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often the keeper looks.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// How soon what was taken from the reserve is replaced.
+const RESERVE_INTERVAL: Duration = Duration::from_millis(50);
 /// Something is reclaimed at least so often while entries are applied.
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(120);
 /// Pause between two rounds of compaction: each moves 32 MiB at most.
@@ -73,17 +75,29 @@ impl Keeper {
             full: false,
             short: false,
         };
-        loop {
-            self.look(&mut done).await;
-            tokio::select! {
-                () = tokio::time::sleep(INTERVAL) => {}
-                () = stop.cancelled() => return,
+        let looks = async {
+            loop {
+                self.look(&mut done).await;
+                tokio::time::sleep(INTERVAL).await;
             }
+        };
+        tokio::select! {
+            () = looks => {}
+            () = self.keep_reserve() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    /// Fill the reserve up as soon as something was taken from it. Beside all else: giving space back takes its time, and
+    /// whatever fills the disk meanwhile must find the reserve whole.
+    async fn keep_reserve(&self) {
+        loop {
+            self.replenish().await;
+            tokio::time::sleep(RESERVE_INTERVAL).await;
         }
     }
 
     async fn look(&self, done: &mut Done) {
-        self.replenish().await;
         self.note_shortage(done);
         self.make_way().await;
         let (snapshot, purged) = {
@@ -106,7 +120,6 @@ impl Keeper {
         }
     }
 
-    /// Fill the reserve up before anything else is written with what is free.
     async fn replenish(&self) {
         let log = self.log.clone();
         if let Err(e) = blocking(move || log.replenish().map_err(io_error)).await {
