@@ -92,10 +92,13 @@ fn move_body(memory: &mut Memory, index: u64, from: BodyPlace, content: Bytes) {
 }
 
 impl Shared {
-    /// Whether so much can be written: even the last of the reserve will do, because it comes back with the segment that
-    /// is emptied.
+    /// Whether so much can be written. The segment that is emptied comes back, but if it was full of holes that is less than
+    /// a whole one: so all of the last segment is only begun for what leaves most of it, and never used up.
     fn has_room_for(&self, bytes: u64) -> bool {
-        self.room().with_reserve > 0 || bytes + bytes / 4 <= self.memory.lock().active_rest
+        let (room, bytes) = (self.room(), bytes + bytes / 4);
+        let segment = self.options.segment_bytes;
+        let rest = self.memory.lock().active_rest;
+        bytes <= room.with_reserve || bytes + segment / 4 <= rest || (bytes <= segment / 4 && room.all >= segment)
     }
 
     fn is_at(&self, index: u64, body: BodyPlace) -> bool {
