@@ -4,7 +4,8 @@
 //! holds, and no body is read. The last one is scanned by its headers. Behind the last position that a record proves
 //! durable, a record that does not verify is the remains of a write that was never acknowledged: it is cut, with a copy
 //! kept and a warning. In front of it, damage is rot in acknowledged data and is never cut: only entries that a valid
-//! metadata snapshot covers may be missing, provided that no vote, truncation or purge was lost with them.
+//! metadata snapshot covers may be missing, provided that no vote, truncation or purge was lost with them, and that an
+//! entry behind the damage shows how many they are.
 //!
 //! Decision: what is not proven durable is written once more and synced before anything is served. A process whose
 //! sync failed leaves its records in the page cache, valid to read and marked clean; after a restart without a power
@@ -23,11 +24,11 @@ use bytes::Bytes;
 use crate::seeded::{Bug, planted};
 
 use super::disk::Disk;
-use super::format::{HEADER_BYTES, Kind, Place, ROW_BYTES, Recorded, Row, decode_id};
+use super::format::{HEADER_BYTES, Kind, Place, ROW_BYTES, Recorded, Row, decode_id, get_u32, get_u64};
 use super::index::{BodyPlace, Index};
 use super::mend::Supply;
 use super::queue::{Job, Memory};
-use super::scan::{Found, Scan, command, is_intact, record_at, scan};
+use super::scan::{Found, Gap, Scan, command, is_intact, record_at, scan};
 use super::segment::{Segment, segment_name, segment_sequence};
 use super::snapshot::{is_snapshot, newest_snapshot};
 use super::space::{is_full, is_spare, release_spare_of, relieved};
@@ -180,6 +181,7 @@ fn open_tail(disk: &dyn Disk, segment: Arc<Segment>, replay: &mut Replay) -> Res
         false => scan.gaps.iter().take_while(|gap| gap.at < proven).count(),
     };
     replay.note_gaps(&segment, &scan, rotten)?;
+    refuse_open_end(&segment, &scan, rotten)?;
     let torn = first_torn(&segment, &scan, proven, rotten)?;
     if let Some(at) = torn {
         cut(disk, &segment, &mut scan, at)?;
@@ -194,6 +196,41 @@ fn open_tail(disk: &dyn Disk, segment: Arc<Segment>, replay: &mut Replay) -> Res
     rows.iter().for_each(|row| replay.row(row));
     let controls = scan.records.last().map_or(1, |found| found.header.controls);
     Ok(Tail { segment, end: scan.end, marked: proven, controls, rows, recorded })
+}
+
+/// A missing entry shows by those around it. Where none follows the damage, nobody can say how many acknowledged ones were
+/// in it, or whether there were any.
+fn refuse_open_end(segment: &Segment, scan: &Scan, rotten: usize) -> Result<(), StorageError> {
+    for gap in &scan.gaps[..rotten] {
+        let followed = scan.records[gap.records_before..].iter().any(|found| found.header.kind == Kind::Entry);
+        if !followed && !was_a_copy(segment, scan, gap)? {
+            return Err(gap_damage(segment, scan, gap));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a gap was one import or mend of what lies in front of it, as its damaged header says in four places that agree:
+/// its kind, its index, and the two lengths, which fill the gap exactly.
+fn was_a_copy(segment: &Segment, scan: &Scan, gap: &Gap) -> Result<bool, StorageError> {
+    let head = segment.read(gap.at, gap.at + HEADER_BYTES as u64)?;
+    let place = Place {
+        segment: segment.header.sequence,
+        offset: gap.at as u32,
+        command: get_u32(&head, 44),
+        body: get_u32(&head, 48),
+    };
+    let is_copy = [Kind::Import, Kind::Mend].iter().any(|kind| head[8] == *kind as u8);
+    let known = scan.records[..gap.records_before].iter().rev().find(|found| found.header.kind == Kind::Entry);
+    let is_old = known.is_some_and(|last| get_u64(&head, 32) <= last.header.id.index);
+    let next = scan.records.get(gap.records_before).map(|found| found.place.offset as u64);
+    Ok(is_copy && is_old && next == Some(place.end()))
+}
+
+/// What is said of a gap, with the entry that is the first to be missing, if this segment tells.
+fn gap_damage(segment: &Segment, scan: &Scan, gap: &Gap) -> StorageError {
+    let before = scan.records[..gap.records_before].iter().rev().find(|found| found.header.kind == Kind::Entry);
+    segment.damaged(gap.at, before.map(|found| found.header.id.index + 1), "checksum of a record header")
 }
 
 /// Where the part that was never acknowledged and is not whole begins.
@@ -343,9 +380,7 @@ impl Replay {
     fn note_gaps(&mut self, segment: &Segment, scan: &Scan, count: usize) -> Result<(), StorageError> {
         for gap in &scan.gaps[..count] {
             let before = gap.records_before.checked_sub(1).map_or(0, |i| scan.records[i].header.controls);
-            let index = scan.records[..gap.records_before].iter().rev().find(|found| found.header.kind == Kind::Entry);
-            let index = index.map(|found| found.header.id.index + 1);
-            let error = segment.damaged(gap.at, index, "checksum of a record header");
+            let error = gap_damage(segment, scan, gap);
             if before != gap.controls_behind {
                 return Err(error);
             }

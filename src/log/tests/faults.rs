@@ -188,6 +188,35 @@ fn a_flipped_bit_is_never_served_and_never_cut() {
     assert!(refused > 300 && met > 1500 && harmless > 100, "{refused} refused, {met} met, {harmless} harmless");
 }
 
+/// No entry follows that would show the hole; what was written behind it still proves that it was durable.
+#[test]
+fn the_last_entry_is_never_cut_when_a_later_record_proves_it_durable() {
+    let disk = SimulatedDisk::new();
+    let log = open(&disk, 1).unwrap();
+    let entries: Vec<_> = (0..4).map(|i| entry(1, i, 50, 300)).collect();
+    entries.iter().for_each(|entry| append(&log, std::slice::from_ref(entry)).unwrap());
+    drop(log);
+    let name = "0000000000000001.seg";
+    let at = header_of(&disk, name, &entries[3]);
+    let (mut refused, mut whole) = (0, 0);
+    for byte in 0..64 {
+        let disk = disk.copy();
+        assert!(disk.flip_bit(name, at + byte, byte as u8));
+        match open(&disk, 2) {
+            Ok(log) => {
+                assert_eq!(log.entries(0, 99, usize::MAX, true).unwrap(), entries, "byte {byte}: cut");
+                whole += 1;
+            }
+            Err(StorageError::Damaged { file, offset, index, .. }) => {
+                assert_eq!((file.as_str(), offset, index), (name, at, Some(3)));
+                refused += 1;
+            }
+            Err(other) => panic!("byte {byte}: {other}"),
+        }
+    }
+    assert_eq!((refused, whole), (64, 0));
+}
+
 #[test]
 fn damage_that_a_snapshot_covers_is_dropped_with_the_log_in_front_of_it() {
     let (disk, entries) = written();
