@@ -183,8 +183,10 @@ fn open_tail(disk: &dyn Disk, segment: Arc<Segment>, replay: &mut Replay) -> Res
     replay.note_gaps(&segment, &scan, rotten)?;
     refuse_open_end(&segment, &scan, rotten)?;
     let torn = first_torn(&segment, &scan, proven, rotten)?;
-    if let Some(at) = torn {
-        cut(disk, &segment, &mut scan, at)?;
+    match torn {
+        Some(at) => cut(disk, &segment, &mut scan, at)?,
+        None if scan.sealed => unseal(&segment, &mut scan)?,
+        None => {}
     }
     // A copy of a data directory may have holes where nothing was written yet: those must not be met later.
     relieved(&|| release_spare_of(disk), || segment.file.preallocate(segment.header.bytes))
@@ -257,6 +259,14 @@ fn cut(disk: &dyn Disk, segment: &Segment, scan: &mut Scan, at: u64) -> Result<(
     scan.end = at;
     scan.sealed = false;
     tracing::warn!(file = segment.path, offset = at, bytes = end - at, kept = name, "cut a torn write off the log");
+    Ok(())
+}
+
+/// Zero a Seal in whose place the log goes on, before anything is written there: should the first sector of that be lost in
+/// a crash, the Seal would be found again, and would hide from the next cut what survived behind it.
+fn unseal(segment: &Segment, scan: &mut Scan) -> Result<(), StorageError> {
+    write_zeros(segment, scan.end, scan.junk_end).map_err(|e| segment.io("unseal", e))?;
+    scan.sealed = false;
     Ok(())
 }
 

@@ -351,6 +351,41 @@ fn what_was_behind_a_cut_never_comes_back() {
     assert_eq!(log.state().last, Some(entry(2, 1, 20, 100).id));
 }
 
+/// A Seal without a next segment: the log goes on in its place. Whatever is lost of a batch written over it, the Seal must
+/// not hide the rest of that batch from the cut.
+#[test]
+fn what_was_written_over_a_seal_never_comes_back() {
+    let lost = [entry(1, 4, 20, 300), entry(1, 5, 20, 600)];
+    for sector in 0..64 {
+        let disk = SimulatedDisk::new();
+        let log = open(&disk, 1).unwrap();
+        (0..4).for_each(|i| append(&log, &[entry(1, i, 20, 60_000)]).unwrap());
+        // The power goes before the next segment is made, with all there that was written.
+        let (done, _) = waiter();
+        log.append(vec![entry(1, 4, 20, 60_000)], done);
+        disk.halt_after(4);
+        while log.pump() {}
+        let disk = disk.crash(Survival::Everything);
+        let log = open(&disk, 2).unwrap();
+        assert_eq!(log.state().last.map(|last| last.index), Some(3));
+        assert_eq!(disk.list().unwrap().len(), 1);
+
+        let (done, _) = waiter();
+        log.append(lost.to_vec(), done);
+        disk.halt_after(1);
+        while log.pump() {}
+        let disk = disk.crash(Survival::Subset(!(1 << sector)));
+        let log = open(&disk, 3).unwrap();
+        let kept = log.entries(4, 99, usize::MAX, true).unwrap();
+        assert!(lost.starts_with(&kept));
+
+        let again: Vec<_> = kept.iter().cloned().chain([entry(2, 4 + kept.len() as u64, 20, 300)]).collect();
+        append(&log, &again[kept.len()..]).unwrap();
+        let log = open(&disk.crash(Survival::Nothing), 4).unwrap();
+        assert_eq!(log.entries(4, 99, usize::MAX, true).unwrap(), again, "without sector {sector}");
+    }
+}
+
 #[test]
 fn a_truncated_body_never_comes_back() {
     let disk = SimulatedDisk::new();

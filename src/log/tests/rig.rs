@@ -275,7 +275,7 @@ impl Rig {
 
     fn import(&mut self, index: u64, size: usize) {
         // The leader's body of an entry that is here too is the same, unless ours was never committed.
-        let committed = self.log().committed().is_some_and(|committed| committed.index >= index);
+        let committed = index < self.committed_next;
         let imported = self.state().imports.get(&index);
         let bytes = match imported.or_else(|| self.state().body(index)) {
             Some(same) if imported.is_some() => same.clone(),
