@@ -15,7 +15,7 @@ use super::StorageError;
 use super::format::{LARGE_BODY_BYTES, Place};
 use super::queue::Shared;
 use super::segment::Segment;
-use super::space::spare_name;
+use super::space::{allocate, rename, spare_name};
 
 /// Bodies that are looked at under one hold of the lock.
 const STEP_BODIES: usize = 1024;
@@ -121,11 +121,11 @@ impl Shared {
             return self.disk.remove(name);
         }
         // A spare has all its blocks: fill the holes.
-        if segment.file.preallocate(segment.header.bytes).is_err() {
+        if allocate(&*segment.file, segment.header.bytes).is_err() {
             return self.disk.remove(name);
         }
         let spare = spare_name(segment.header.sequence);
-        self.disk.rename(name, &spare)?;
+        rename(&*self.disk, name, &spare)?;
         // Before it is overwritten: else a crash could bring the old name back with the new content.
         self.disk.sync_dir()?;
         self.memory.lock().spares.push(spare);

@@ -31,7 +31,7 @@ use super::queue::{Job, Memory};
 use super::scan::{Found, Gap, Scan, command, is_intact, record_at, scan};
 use super::segment::{Segment, segment_name, segment_sequence};
 use super::snapshot::{is_snapshot, newest_snapshot};
-use super::space::{is_full, is_spare, release_spare_of, relieved};
+use super::space::{allocate, is_full, is_spare, release_spare_of, relieved};
 use super::writer::{Tail, make_segment, rest};
 use super::{Body, Entry, EntryId, Options, StorageError};
 
@@ -189,7 +189,7 @@ fn open_tail(disk: &dyn Disk, segment: Arc<Segment>, replay: &mut Replay) -> Res
         None => {}
     }
     // A copy of a data directory may have holes where nothing was written yet: those must not be met later.
-    relieved(&|| release_spare_of(disk), || segment.file.preallocate(segment.header.bytes))
+    relieved(&|| release_spare_of(disk), || allocate(&*segment.file, segment.header.bytes))
         .map_err(|e| segment.io("allocate", e))?;
     harden(&segment, proven, scan.end)?;
     let recorded = recorded_state(&segment, &scan.records)?;

@@ -166,7 +166,9 @@ impl SimulatedDisk {
         self.world.lock().failing_sync = Some((syncs, errno));
     }
 
-    /// From now on, allocating more than this many bytes in all fails with ENOSPC.
+    /// From now on, allocating more than this many bytes in all fails with ENOSPC. As hard as XFS: a name that is not there
+    /// yet wants a free block, for the directory may have to grow, and allocating a range wants room for all of it, whether
+    /// the file has its blocks or not.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.world.lock().capacity = bytes;
     }
@@ -412,6 +414,17 @@ impl World {
         }
     }
 
+    fn free_bytes(&self) -> u64 {
+        self.capacity.map_or(UNBOUNDED_FREE_BYTES, |capacity| capacity.saturating_sub(self.used_bytes()))
+    }
+
+    fn check_name(&self, name: &str) -> io::Result<()> {
+        match !self.names.contains_key(name) && self.free_bytes() < BLOCK_BYTES {
+            true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            false => Ok(()),
+        }
+    }
+
     fn sync(&mut self, inode: u64) -> io::Result<()> {
         if self.step()? {
             return Err(io::Error::other("the simulated disk lost power"));
@@ -505,6 +518,7 @@ impl Disk for SimulatedDisk {
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let mut world = self.world.lock();
+        world.check_name(name)?;
         // Emptying a file is making a new one of that name: nobody here holds the old one open.
         let inode = world.inodes.last_key_value().map_or(1, |(last, _)| last + 1);
         world.inodes.insert(inode, Inode::default());
@@ -515,6 +529,7 @@ impl Disk for SimulatedDisk {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut world = self.world.lock();
         let inode = *world.names.get(from).ok_or(io::ErrorKind::NotFound)?;
+        world.check_name(to)?;
         world.change(Change::Rename { from: from.into(), to: to.into(), inode })
     }
 
@@ -541,8 +556,7 @@ impl Disk for SimulatedDisk {
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        let world = self.world.lock();
-        Ok(world.capacity.map_or(UNBOUNDED_FREE_BYTES, |capacity| capacity.saturating_sub(world.used_bytes())))
+        Ok(self.world.lock().free_bytes())
     }
 
     fn path_of(&self, name: &str) -> String {
@@ -553,7 +567,9 @@ impl Disk for SimulatedDisk {
 impl DiskFile for SimulatedFile {
     fn preallocate(&self, bytes: u64) -> io::Result<()> {
         let mut world = self.world.lock();
-        world.check_space(self.inode, 0, bytes)?;
+        if world.free_bytes() < bytes {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
         world.change(Change::Extend { inode: self.inode, bytes })
     }
 

@@ -16,7 +16,7 @@ use bytes::Bytes;
 
 use super::disk::{Disk, DiskFile};
 use super::format::{FORMAT, HEADER_BYTES, HeaderFault, get_u32, get_u64, put_u32, put_u64};
-use super::space::relieved;
+use super::space::{relieved, rename};
 use super::{EntryId, StorageError};
 
 /// Largest item, in bytes.
@@ -89,7 +89,7 @@ pub fn write_snapshot(
         return Err(error);
     }
     let bytes = sink.offset;
-    disk.rename(&temporary, &name).map_err(io("rename"))?;
+    rename(disk, &temporary, &name).map_err(io("rename"))?;
     disk.sync_dir().map_err(io("sync the directory of"))?;
     for older in disk.list().map_err(io("list"))?.iter().filter(|name| snapshot_index(name) < Some(last.index)) {
         if is_snapshot(older) {

@@ -5,6 +5,9 @@
 //! the disk has room. A snapshot or the copy of a torn tail that meets a full disk gives a spare back to the disk and tries
 //! again; all but the last, which is kept for votes and for entries that free space.
 //!
+//! A spare that becomes a segment needs no block of its own, but its new name may: XFS and ext4 make a directory longer by
+//! a block. For that there is the slack, a small file that is removed when a rename meets a disk without a free block.
+//!
 //! Who may use how much of it is decided above: see [`Room`].
 //!
 //! Cost: two segments of disk a node (128 MiB), and more if the metadata snapshot is large: half again its size.
@@ -14,13 +17,17 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use super::StorageError;
-use super::disk::Disk;
+use super::disk::{Disk, DiskFile};
 use super::queue::{Memory, Shared};
 
 /// Segments that are always kept in reserve: one to free space with, one for votes.
 const RESERVE_SEGMENTS: u64 = 2;
 /// A spare is only made if this part of a segment is left free behind it, for the file system's own needs.
 const SLACK_PARTS: u64 = 16;
+/// The slack is this part of a segment: 1 MiB of 64.
+const SLACK_FILE_PARTS: u64 = 64;
+/// Name of the slack.
+const SLACK: &str = "slack";
 /// How the name of a spare ends.
 const SPARE: &str = ".free";
 
@@ -47,6 +54,20 @@ pub fn relieved<T>(relieve: &dyn Fn() -> bool, mut work: impl FnMut() -> io::Res
             Err(error) if is_full(&error) && relieve() => continue,
             done => return done,
         }
+    }
+}
+
+/// Rename; a disk that has no block left for the new name gets the slack back.
+pub fn rename(disk: &dyn Disk, from: &str, to: &str) -> io::Result<()> {
+    relieved(&|| disk.remove(SLACK).is_ok(), || disk.rename(from, to))
+}
+
+/// Allocate all blocks of a file. Where it has them, a full disk is no obstacle: XFS (`xfs_alloc_file_space`) wants room
+/// for the whole range before it looks.
+pub fn allocate(file: &dyn DiskFile, bytes: u64) -> io::Result<()> {
+    match file.preallocate(bytes) {
+        Err(error) if is_full(&error) && file.length()? >= bytes && file.allocated()? >= bytes => Ok(()),
+        other => other,
     }
 }
 
@@ -126,9 +147,10 @@ impl Shared {
         removed.is_ok()
     }
 
-    /// Make spares until there are as many as there should be, or the disk has no room for another; remove those that are
-    /// too many.
+    /// Make the slack, and spares until there are as many as there should be, or the disk has no room for another; remove
+    /// those that are too many.
     pub fn replenish(&self) -> Result<(), StorageError> {
+        self.keep_slack()?;
         loop {
             let (have, wanted) = (self.memory.lock().spares.len(), self.spares_wanted());
             if have > wanted + 1 {
@@ -146,6 +168,20 @@ impl Shared {
                 }
                 Ok(()) => {}
             }
+        }
+    }
+
+    fn keep_slack(&self) -> Result<(), StorageError> {
+        let bytes = self.options.segment_bytes / SLACK_FILE_PARTS;
+        let is_there = self.disk.open(SLACK).and_then(|file| file.length()).is_ok_and(|length| length >= bytes);
+        if is_there || self.disk.free_bytes().unwrap_or(0) < 2 * bytes {
+            return Ok(());
+        }
+        match self.disk.create(SLACK).and_then(|file| file.preallocate(bytes)) {
+            Err(error) if !is_full(&error) => {
+                Err(StorageError::Io { operation: "allocate", file: self.disk.path_of(SLACK), source: error })
+            }
+            _ => Ok(()),
         }
     }
 

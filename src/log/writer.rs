@@ -18,6 +18,7 @@ use super::format::{
 use super::index::BodyPlace;
 use super::queue::{Batch, Job, Memory, Shared, Work};
 use super::segment::{Segment, segment_name};
+use super::space::{allocate, rename};
 use super::{Done, EntryId, Options, StorageError};
 
 const NO_ID: EntryId = EntryId { term: 0, node: 0, index: 0 };
@@ -420,7 +421,7 @@ pub fn make_segment(
         Some(spare) => disk.open(spare).map_err(io("open"))?,
         None => disk.create(&temporary).map_err(io("create"))?,
     };
-    file.preallocate(bytes).map_err(io("allocate"))?;
+    allocate(&*file, bytes).map_err(io("allocate"))?;
     let command = recorded.encode();
     let place = Place { segment: sequence, offset: HEADER_BYTES as u32, command: command.len() as u32, body: 0 };
     let record = RecordHeader {
@@ -436,7 +437,7 @@ pub fn make_segment(
     staged.push(&header, &place, &record, &command, &Bytes::new());
     file.write_at(0, &mut staged.slices()).map_err(io("write"))?;
     file.sync_data().map_err(io("sync"))?;
-    disk.rename(spare.as_ref().unwrap_or(&temporary), &name).map_err(io("rename"))?;
+    rename(disk, spare.as_ref().unwrap_or(&temporary), &name).map_err(io("rename"))?;
     disk.sync_dir().map_err(io("sync the directory of"))?;
     Ok((Arc::new(Segment { header, file, path: disk.path_of(&name), truncates: false.into() }), place.end()))
 }
