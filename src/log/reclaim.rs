@@ -72,18 +72,17 @@ impl Shared {
 
     /// Remove the segments below this one of which nothing is needed.
     pub fn remove_segments(&self, below: u32) -> Result<(), StorageError> {
-        let mut unsynced = false;
         for segment in self.detach_segments(below) {
             let operation = |operation| move |source| (operation, source);
             let name = super::segment::segment_name(segment.header.sequence);
             let removed = (|| {
-                if unsynced && segment.truncates.load(std::sync::atomic::Ordering::Relaxed) {
+                // The older ones, whoever removed them, must be gone for good: what this one truncates is in them.
+                if segment.truncates.load(std::sync::atomic::Ordering::Relaxed) {
                     self.disk.sync_dir().map_err(operation("sync the directory of"))?;
                 }
                 self.retire(&segment, &name).map_err(operation("remove"))
             })();
             removed.map_err(|(operation, source)| segment.io(operation, source))?;
-            unsynced = true;
         }
         Ok(())
     }

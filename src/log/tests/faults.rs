@@ -407,3 +407,28 @@ fn a_truncated_body_never_comes_back() {
         assert_eq!(log.read_body(0, 0, 66_000).unwrap(), body(&old[0]));
     }
 }
+
+/// As above, when the older segment goes in one reclaim and the one with the truncation in the next, and the power goes
+/// before either is durable.
+#[test]
+fn a_truncated_body_never_comes_back_by_halves() {
+    let disk = SimulatedDisk::new();
+    let log = open(&disk, 1).unwrap();
+    let old: Vec<_> = (0..5).map(|i| entry(1, i, 9, 60_000)).collect();
+    old.iter().for_each(|entry| append(&log, std::slice::from_ref(entry)).unwrap());
+    let (done, _) = waiter();
+    log.truncate_after(Some(old[0].id), done);
+    let new: Vec<_> = (1..9).map(|i| entry(2, i, 9, if i == 1 { 0 } else { 60_000 })).collect();
+    new.iter().for_each(|entry| append(&log, std::slice::from_ref(entry)).unwrap());
+    log.save_committed(Some(new[7].id));
+    purge(&log, new[7].id);
+    log.replenish().unwrap();
+    log.reclaim(&|index| index > 1).unwrap();
+    log.reclaim(&|index| index > 6).unwrap();
+    assert!(!disk.list().unwrap().contains(&"0000000000000002.seg".into()));
+    assert!(disk.unsynced_pieces() > 0);
+    for these in 0..1 << disk.unsynced_pieces() {
+        let log = open(&disk.copy().crash(Survival::Subset(these)), 2).unwrap();
+        assert!(matches!(log.read_body(1, 0, 60_000), Err(StorageError::NoBody { index: 1 })), "{these:b}");
+    }
+}
