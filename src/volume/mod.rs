@@ -33,7 +33,7 @@ pub use server::Server;
 pub use session::sessionless;
 pub use status::NodeStatus;
 
-use crate::fs::{Answer, Command, Credentials, Ino, LogIndex, Query, Refusal, Reply, Request, SessionId};
+use crate::fs::{Answer, Command, Credentials, Ino, LockMode, LogIndex, Query, Refusal, Reply, Request, SessionId};
 use crate::limits::{BODY_BYTES_MAX, SESSION_LABEL_BYTES_MAX};
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
@@ -273,9 +273,16 @@ impl Shared {
             if within.is_some_and(|only| only != session.id) {
                 return Err(Refusal::SessionEnded.into());
             }
+            if takes_back(&command) {
+                session.pass_doubts(deadline).await.ok_or(Failure::NoMajority)?;
+            }
             let ticket = session.begin(deadline).await.ok_or(Failure::NoMajority)?;
             let request = ticket.request(credentials, command.clone());
-            match self.send(&request, &body, deadline).await {
+            let verdict = self.send(&request, &body, deadline).await;
+            if is_certain(&verdict) {
+                ticket.answered();
+            }
+            match verdict {
                 Verdict::Outcome { outcome: Err(Refusal::SessionEnded), doubt } => {
                     let open_inodes = self.opens.lock().len();
                     self.standing.ended(&session, open_inodes);
@@ -340,6 +347,24 @@ impl Shared {
 }
 
 /// What a caller may know of a verdict.
+/// Whether a command ends what an earlier one may have got, which must not be executed after it.
+fn takes_back(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::CancelLock { .. } | Command::ReleaseOwner { .. } | Command::Lock { mode: LockMode::Unlock, .. }
+    )
+}
+
+/// Whether the command was executed or never will be.
+fn is_certain(verdict: &Verdict) -> bool {
+    match verdict {
+        Verdict::Outcome { outcome: Err(Refusal::NoSpace | Refusal::SessionEnded), doubt } => !doubt,
+        Verdict::Outcome { outcome: Err(Refusal::GivenUp), .. } => false,
+        Verdict::Outcome { .. } | Verdict::NotSent => true,
+        Verdict::InDoubt | Verdict::Stopped(_) => false,
+    }
+}
+
 fn settle(verdict: Verdict) -> Result<Reply, Failure> {
     match verdict {
         // Given up, yet still asked for: the numbers went wrong, and the first copy may have been executed.

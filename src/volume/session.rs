@@ -3,7 +3,8 @@
 //! `first_outstanding` is the lowest number that has neither been answered nor given up. It travels with every request and
 //! lets the cluster forget the replies below it. A number is given up when its caller stops waiting: from then on a late
 //! copy of the request is refused (`GivenUp`) instead of being executed behind the caller's back, as soon as the numbers
-//! below it are done too.
+//! below it are done too. A command that takes back what others may have got waits for that moment
+//! ([`Session::pass_doubts`]): executed before one of them, it would take back nothing.
 //!
 //! The distance from `first_outstanding` to the newest number is bounded, not only how many are out: the cluster keeps the
 //! replies of everything in between.
@@ -25,11 +26,13 @@ const WINDOW_MAX: u64 = SESSION_OUTSTANDING_MAX as u64 / 2;
 struct Window {
     next: u64,
     outstanding: BTreeSet<u64>,
+    /// The highest number that was given up; 0: none was.
+    doubtful: u64,
 }
 
 impl Window {
     fn new() -> Window {
-        Window { next: 1, outstanding: BTreeSet::new() }
+        Window { next: 1, outstanding: BTreeSet::new(), doubtful: 0 }
     }
 
     fn first_outstanding(&self) -> u64 {
@@ -47,8 +50,11 @@ impl Window {
         Some(sequence)
     }
 
-    fn finish(&mut self, sequence: u64) {
+    fn finish(&mut self, sequence: u64, answered: bool) {
         self.outstanding.remove(&sequence);
+        if !answered {
+            self.doubtful = self.doubtful.max(sequence);
+        }
     }
 }
 
@@ -79,20 +85,41 @@ impl Session {
         let mut window = self.window.lock();
         let sequence = window.begin()?;
         let first_outstanding = Sequence(window.first_outstanding());
-        Some(Ticket { session: self.clone(), sequence: Sequence(sequence), first_outstanding })
+        Some(Ticket { session: self.clone(), sequence: Sequence(sequence), first_outstanding, answered: false })
+    }
+
+    /// Wait until whatever has been given up can be executed no more, once a later command has been. `None`: not in time.
+    pub(super) async fn pass_doubts(&self, deadline: Instant) -> Option<()> {
+        loop {
+            let slid = self.slid.notified();
+            let is_passed = {
+                let window = self.window.lock();
+                window.doubtful < window.first_outstanding()
+            };
+            if is_passed {
+                return Some(());
+            }
+            timeout_at(deadline.into(), slid).await.ok()?;
+        }
     }
 }
 
-/// One sequence number in use. Dropping it says that it is answered or given up.
+/// One sequence number in use. Dropping it gives it up, unless it was answered.
 pub(super) struct Ticket {
     session: Arc<Session>,
     sequence: Sequence,
     first_outstanding: Sequence,
+    answered: bool,
 }
 
 impl Ticket {
+    /// The request was executed, or never will be.
+    pub(super) fn answered(mut self) {
+        self.answered = true;
+    }
+
     pub(super) fn request(&self, credentials: Credentials, command: Command) -> Request {
-        let Ticket { session, sequence, first_outstanding } = self;
+        let Ticket { session, sequence, first_outstanding, .. } = self;
         Request {
             session: session.id,
             sequence: *sequence,
@@ -105,7 +132,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.session.window.lock().finish(self.sequence.0);
+        self.session.window.lock().finish(self.sequence.0, self.answered);
         self.session.slid.notify_waiters();
     }
 }
@@ -145,7 +172,7 @@ mod tests {
                     },
                     Some(index) if !out.is_empty() => {
                         let sequence = out.swap_remove(index.index(out.len()));
-                        window.finish(sequence);
+                        window.finish(sequence, true);
                     }
                     Some(_) => {}
                 }
@@ -182,5 +209,25 @@ mod tests {
         let ticket = waiting.await.unwrap().unwrap();
         let request = ticket.request(Credentials::default(), Command::Tick);
         assert_eq!((request.sequence.0, request.first_outstanding.0), (WINDOW_MAX + 1, WINDOW_MAX + 1));
+    }
+
+    #[tokio::test]
+    async fn what_is_given_up_is_passed_once_the_numbers_below_it_are_done() {
+        let session = Session::new(SessionId(9));
+        let mut tickets = Vec::new();
+        for _ in 0..4 {
+            tickets.push(session.begin(later()).await.unwrap());
+        }
+        tickets.remove(2).answered();
+        assert!(session.pass_doubts(Instant::now()).await.is_some(), "no doubt, whatever is out");
+        drop(tickets.remove(1));
+        assert!(session.pass_doubts(Instant::now()).await.is_none(), "a lower number is out");
+        let waiting = tokio::spawn({
+            let session = session.clone();
+            async move { session.pass_doubts(later()).await }
+        });
+        tokio::task::yield_now().await;
+        tickets.remove(0).answered();
+        assert!(waiting.await.unwrap().is_some(), "the number above does not matter");
     }
 }
