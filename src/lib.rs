@@ -10,7 +10,7 @@
 //! | [`fs`] | the file system as a pure, deterministic state machine | nothing of ours |
 //! | [`codec`] | truth ↔ bytes: versioned, bounded | `fs` |
 //! | [`log`] | bytes ↔ disk: the segmented log and the metadata snapshots | `codec` |
-//! | [`net`] | bytes ↔ peers: frames, handshake, deadlines | `codec` |
+//! | [`net`] | bytes ↔ peers: frames, handshake, encryption and keys, deadlines | `codec` |
 //! | [`raft`] | the only user of openraft; offers a `Replica` | `fs codec log net` |
 //! | [`volume`] | what every front end talks to: submit a command, run a query, read bytes | `fs codec net raft` |
 //! | [`fuse`] | the only user of fuser: kernel request → command or query → reply | `fs volume` |
@@ -30,6 +30,7 @@
 //! | instance, incarnation, run | which making of a data directory; its how manieth start; which process |
 //! | entry | one slot of the Raft log: a command with its stamp and body, a membership, or a blank |
 //! | index | the position of an entry in the log; also the version that the entry gives to what it changes |
+//! | keys, authority | what a node or a client proves itself with; what has signed all keys of one cluster |
 //! | commit | a quorum holds the entry durably |
 //! | apply | this replica has executed the entry |
 //! | command | a change; goes through the log |

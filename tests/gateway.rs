@@ -36,6 +36,7 @@ impl Served {
             cs733_listen: Some(address),
             mounts: Vec::new(),
             timing: Timing { heartbeat: ms(100), election_min: ms(400), election_max: ms(800) },
+            keys: None,
             insecure_no_tls: false,
             scrub_bytes_per_second: 0,
         };

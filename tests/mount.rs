@@ -49,6 +49,7 @@ impl Mounted {
             cs733_listen: None,
             mounts: Vec::new(),
             timing: Timing { heartbeat: ms(100), election_min: ms(400), election_max: ms(800) },
+            keys: None,
             insecure_no_tls: false,
             scrub_bytes_per_second: 0,
         };

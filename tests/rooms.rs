@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Crates that only one place may name.
-const LODGERS: &[(&str, &str)] = &[("bincode", "codec"), ("openraft", "raft"), ("fuser", "fuse")];
+const LODGERS: &[(&str, &str)] =
+    &[("bincode", "codec"), ("openraft", "raft"), ("fuser", "fuse"), ("rustls", "net"), ("rcgen", "net")];
 /// Open to all rooms.
 const COMMON: [&str; 2] = ["limits", "seeded"];
 

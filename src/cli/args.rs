@@ -38,13 +38,15 @@ pub enum Verb {
         --member 1=10.0.0.1:7700 --member 2=10.0.0.2:7700 --member 3=10.0.0.3:7700")]
     Init(InitArgs),
     /// Run one node in the foreground
-    #[command(after_help = "Example:\n  keelfs serve --data /var/lib/keelfs --mount /srv/shared")]
+    #[command(
+        after_help = "Example:\n  keelfs serve --data /var/lib/keelfs --tls /etc/keelfs/node-1 --mount /srv/shared"
+    )]
     Serve(ServeArgs),
     /// Make this machine's data directory a new node of a cluster that runs
     #[command(
         after_help = "The cluster gives the new node its number. Once started it catches up, and then gets a vote.\n\n\
         Example:\n  keelfs join --data /var/lib/keelfs --address 10.0.0.6:7700 --node 10.0.0.1,10.0.0.2\n  \
-        keelfs serve --data /var/lib/keelfs --insecure-no-tls"
+        keelfs serve --data /var/lib/keelfs --tls /etc/keelfs/node-6"
     )]
     Join(JoinArgs),
     /// Remove this machine's node from its cluster; its process ends by itself
@@ -60,6 +62,9 @@ pub enum Verb {
     /// Unmount, also when the process that served the mount is gone
     #[command(after_help = "Example:\n  keelfs umount /srv/shared")]
     Umount(UmountArgs),
+    /// Make the keys with which nodes and clients prove what they are, and encrypt what they say
+    #[command(subcommand)]
+    Keys(KeysVerb),
     /// Who leads, and how far each node is
     #[command(after_help = "Examples:\n  keelfs status\n  keelfs status --node 10.0.0.1:7700 --json")]
     Status(RemoteArgs),
@@ -128,9 +133,38 @@ pub enum MemberVerb {
         after_help = "Run it on the machine of the new node. It gets a number of its own, and the old node's address \
         unless --address\ngives another; when it has caught up, it takes the old node's place in one step.\n\n\
         Example:\n  keelfs member replace 3 --data /var/lib/keelfs --node 10.0.0.1,10.0.0.2\n  \
-        keelfs serve --data /var/lib/keelfs --insecure-no-tls"
+        keelfs serve --data /var/lib/keelfs --tls /etc/keelfs/node-6"
     )]
     Replace(ReplaceArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KeysVerb {
+    /// Make the authority of a cluster, which makes the keys of its nodes and clients
+    #[command(
+        after_help = "Once for each cluster. DIR/ca-key.pem is the cluster's greatest secret; no node needs it.\n\n\
+        Example:\n  keelfs keys create authority"
+    )]
+    Create {
+        /// The authority's directory: made if it is missing
+        dir: PathBuf,
+    },
+    /// Make the keys of a node, good for ten years
+    #[command(after_help = "Take the directory to the node's machine by a safe way.\n\n\
+        Example:\n  keelfs keys node authority node-1\n  keelfs serve --data /var/lib/keelfs --tls /etc/keelfs/node-1")]
+    Node(IssueArgs),
+    /// Make the keys of a client (a mount, the command line), good for ten years
+    #[command(after_help = "Take the directory to the client's machine by a safe way.\n\n\
+        Example:\n  keelfs keys client authority laptop\n  keelfs mount 10.0.0.1 /srv/shared --tls /etc/keelfs/laptop")]
+    Client(IssueArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct IssueArgs {
+    /// The directory that `keelfs keys create` has made
+    pub authority: PathBuf,
+    /// Where the keys go: made if it is missing, nothing is overwritten
+    pub dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -168,6 +202,9 @@ pub struct LeaveArgs {
     /// How long to try
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
+    /// Directory of a client's keys, as `keelfs keys client` makes it: encrypt, and prove who we are [env: KEELFS_TLS]
+    #[arg(long, value_name = "DIR")]
+    pub tls: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -262,6 +299,9 @@ pub struct StartArgs {
     /// Node N speaks the cs733 protocol on P+N [default: 8700]
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..=65_528))]
     pub cs733_base_port: Option<u16>,
+    /// Make keys, and have the nodes and mounts of this cluster use them: all that they say is encrypted
+    #[arg(long)]
+    pub tls: bool,
     /// How long to wait until the cluster answers
     #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
@@ -324,7 +364,11 @@ pub struct ServeArgs {
     /// Listen here instead of at the address that the members know
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<std::net::SocketAddr>,
-    /// Listen where other machines can reach it, although nothing is encrypted or authenticated
+    /// Directory of this node's keys, as `keelfs keys node` makes it: encrypt, and let in only who has keys as well
+    #[arg(long, value_name = "DIR")]
+    pub tls: Option<PathBuf>,
+    /// Listen where other machines can reach it, although there (without --tls; with --cs733-listen also with it) nothing
+    /// is encrypted or authenticated
     #[arg(long)]
     pub insecure_no_tls: bool,
     /// Mount the tree here
@@ -333,7 +377,7 @@ pub struct ServeArgs {
     /// Mount options, comma-separated, as of `keelfs mount`
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
-    /// Speak the cs733 text protocol here
+    /// Speak the cs733 text protocol here; it is never encrypted
     #[arg(long, value_name = "ADDRESS")]
     pub cs733_listen: Option<std::net::SocketAddr>,
     /// How fast the daily scrub reads what is stored, to find what a disk has lost; 0: no scrub
@@ -352,9 +396,12 @@ pub struct MountArgs {
     /// Where to mount
     pub dir: PathBuf,
     /// Mount options, comma-separated: ro, allow_other, allow_dev, allow_suid, noexec, timeout=30s,
-    /// consistency=strict|local, max_write=BYTES
+    /// consistency=strict|local, max_write=BYTES, tls=DIR (as --tls)
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
+    /// Directory of a client's keys, as `keelfs keys client` makes it: encrypt, and prove who we are [env: KEELFS_TLS]
+    #[arg(long, value_name = "DIR")]
+    pub tls: Option<PathBuf>,
     /// What the first column of df shows [default: the addresses, followed by ":/"]
     #[arg(long, value_name = "NAME", hide = true)]
     pub source: Option<String>,
@@ -389,6 +436,10 @@ pub struct RemoteArgs {
     /// Or the directory of a cluster on this machine [default: ./cluster]
     #[arg(long, conflicts_with = "node")]
     pub dir: Option<PathBuf>,
+    /// Directory of a client's keys, as `keelfs keys client` makes it: encrypt, and prove who we are [env: KEELFS_TLS]. A
+    /// cluster on this machine has its own
+    #[arg(long, value_name = "DIR", conflicts_with = "dir")]
+    pub tls: Option<PathBuf>,
     /// How long to try
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     pub timeout: Duration,

@@ -28,6 +28,7 @@ pub struct Files {
 
 impl Files {
     pub async fn connect(remote: &Remote) -> CliResult<Files> {
+        remote.must_be_let_in().await?;
         Ok(Files { volume: remote.volume("command"), timeout: remote.timeout })
     }
 

@@ -6,6 +6,7 @@
 use crate::cli::args::{AddArgs, JoinArgs, LeaveArgs, MemberVerb, NewNodeArgs, OneMemberArgs, RemoteArgs, ReplaceArgs};
 use crate::cli::block_on;
 use crate::cli::error::{CliError, CliResult};
+use crate::cli::keys;
 use crate::cli::output::{Output, Progress, columns};
 use crate::cli::remote::Remote;
 use crate::cli::serve::make_identity;
@@ -236,8 +237,9 @@ async fn make(remote: &Remote, data: &Path, node: NodeId) -> CliResult {
 
 async fn said_of_new(remote: &Remote, data: &Path, node: NodeId, output: Output, then: &str) -> CliResult {
     let (cluster, shown) = (remote.cluster().await?, data.display());
+    let keys = if remote.has_keys() { " --tls DIR (of its own keys)" } else { "" };
     output.show(&json!({ "data": data, "cluster": cluster, "id": node }), || {
-        format!("{shown} is node {node} of cluster {cluster}. Start it with: keelfs serve --data {shown}; {then}")
+        format!("{shown} is node {node} of cluster {cluster}. Start it with: keelfs serve --data {shown}{keys}; {then}")
     })
 }
 
@@ -252,7 +254,12 @@ pub async fn leave(args: LeaveArgs, output: Output) -> CliResult {
     }
     let others = directory.members.iter().filter(|(member, _)| **member != node).map(|(_, address)| *address);
     let own = directory.address();
-    let remote = Remote::to(own.into_iter().chain(others).collect(), directory.cluster, args.timeout)?;
+    let remote = Remote::to(
+        own.into_iter().chain(others).collect(),
+        directory.cluster,
+        keys::of_client(args.tls.as_deref())?,
+        args.timeout,
+    )?;
     remove_member(&remote, node).await?;
     wait_until_ended(&remote, own, node).await;
     output.show(&gone, then)

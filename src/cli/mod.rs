@@ -11,6 +11,7 @@ mod check;
 mod cluster;
 mod error;
 mod files;
+mod keys;
 mod log;
 mod member;
 mod mount;
@@ -54,6 +55,7 @@ fn run(verb: Verb, output: Output) -> CliResult {
         Verb::Member(verb) => member::run(verb, output),
         Verb::Mount(args) => mount::mount(args, output),
         Verb::Umount(args) => mount::umount(args, output),
+        Verb::Keys(verb) => keys::run(verb, output),
         Verb::Status(args) => block_on(status::status(args, output)),
         Verb::Check(args) => block_on(check::check(args, output)),
         Verb::Log(args) => log::log(args, output),

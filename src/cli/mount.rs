@@ -4,6 +4,7 @@ use crate::cli::args::{MountArgs, UmountArgs};
 use crate::cli::block_on;
 use crate::cli::cluster::process::{self, leave_session};
 use crate::cli::error::{CliError, CliResult, Tried};
+use crate::cli::keys;
 use crate::cli::mounts::{self, Found, Life, Unmount};
 use crate::cli::output::Output;
 use crate::cli::remote::Remote;
@@ -22,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often we look whether a mount has come, or gone.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 const REMOUNT: &str = "remount";
+/// The mount option that names the directory of keys.
+const TLS: &str = "tls=";
 
 /// `keelfs mount`
 pub fn mount(args: MountArgs, output: Output) -> CliResult {
@@ -32,7 +35,7 @@ pub fn mount(args: MountArgs, output: Output) -> CliResult {
     if args.options.iter().any(|word| word == REMOUNT) {
         return remount(&args, &dir);
     }
-    let mut options = mount_options(&args.options)?;
+    let mut options = mount_options(&but_keys(&args.options))?;
     options.source = source(&args);
     mounts::prepare(&dir)?;
     match args.background {
@@ -46,7 +49,8 @@ pub fn mount(args: MountArgs, output: Output) -> CliResult {
 fn remount(args: &MountArgs, dir: &Path) -> CliResult {
     let what = || format!("cannot remount {}", dir.display());
     let mut options = fuse::flags_of(dir).tried(what)?;
-    take(&mut options, &args.options)?;
+    // Its process keeps the keys that it has.
+    take(&mut options, &but_keys(&args.options))?;
     fuse::remount(dir, &options).tried(what)
 }
 
@@ -59,10 +63,22 @@ fn spelled(args: &MountArgs) -> String {
     args.nodes.0.iter().map(|address| address.to_string()).collect::<Vec<_>>().join(",")
 }
 
+/// From `--tls`, else from the words of `-o`, which is what fstab has.
+fn directory_of_keys(args: &MountArgs) -> Option<&Path> {
+    let option = args.options.iter().rev().find_map(|word| word.strip_prefix(TLS)).map(Path::new);
+    args.tls.as_deref().or(option)
+}
+
+/// The words of `-o` that say how the mount behaves.
+fn but_keys(words: &[String]) -> Vec<String> {
+    words.iter().filter(|word| !word.starts_with(TLS)).cloned().collect()
+}
+
 /// Serve until a signal comes or somebody unmounts.
 async fn serve_mount(args: &MountArgs, dir: &Path, options: MountOptions) -> CliResult {
     // A mount that nobody answers would only make programs wait: say so now.
-    let remote = Remote::to(args.nodes.0.clone(), Uuid::nil(), PATIENCE)?.pinned().await?;
+    let keys = keys::of_client(directory_of_keys(args))?;
+    let remote = Remote::to(args.nodes.0.clone(), Uuid::nil(), keys, PATIENCE)?.pinned().await?;
     let volume = remote.volume(&format!("mount {}", dir.display()));
     let what = || format!("cannot mount at {}", dir.display());
     let (mounting, runtime, at) = (volume.clone(), tokio::runtime::Handle::current(), dir.to_owned());
@@ -94,10 +110,14 @@ fn mount_in_background(args: &MountArgs, dir: &Path, output: Output) -> CliResul
         .unwrap_or_else(|| std::env::temp_dir().join(format!("keelfs-mount-{}.log", Uuid::new_v4().simple())));
     let log = std::path::absolute(&log).tried(|| format!("cannot write {}", log.display()))?;
     let (nodes, source, options) = (spelled(args), source(args), args.options.join(","));
+    let keys = keys::directory(directory_of_keys(args))?;
     let mut words: Vec<&OsStr> = ["mount", "--own-session", &nodes].map(OsStr::new).into();
     words.extend([dir.as_os_str(), OsStr::new("--source"), OsStr::new(&source)]);
     if !options.is_empty() {
         words.extend([OsStr::new("-o"), OsStr::new(&options)]);
+    }
+    if let Some(keys) = &keys {
+        words.extend([OsStr::new("--tls"), keys.as_os_str()]);
     }
     let mut child = process::Detached { words, log: &log }.start()?;
     wait_until_mounted(&mut child, dir, &log)?;

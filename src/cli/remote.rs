@@ -3,9 +3,10 @@
 use crate::cli::args::RemoteArgs;
 use crate::cli::cluster::config::ClusterDir;
 use crate::cli::error::{CliError, CliResult, Tried, plain};
+use crate::cli::keys;
 use crate::cli::words::NodeList;
 use crate::fs::LogIndex;
-use crate::net::NodeId;
+use crate::net::{Keys, NetError, NodeId};
 use crate::node::exit::Exit;
 use crate::raft::{MemberChange, MemberChanged, Roster};
 use crate::volume::{Client, Failure, NodeStatus, Volume};
@@ -21,11 +22,15 @@ const DEFAULT_DIR: &str = "./cluster";
 /// How long the leader may take to answer what another node has answered already.
 const LEADER_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long the first node may take to show whether it lets us in.
+const DOOR_PATIENCE: Duration = Duration::from_secs(1);
+
 const NODES_VARIABLE: &str = "KEELFS_NODES";
 
 /// The nodes that a verb may ask, and how long it may take.
 pub struct Remote {
     client: Client,
+    keys: Option<Keys>,
     cluster: Uuid,
     nodes: Vec<SocketAddr>,
     pub timeout: Duration,
@@ -37,7 +42,8 @@ impl Remote {
     pub fn new(args: &RemoteArgs) -> CliResult<Remote> {
         let here = Path::new(DEFAULT_DIR);
         // Nil: whichever cluster answers at the addresses.
-        let at = |nodes: NodeList| Remote::to(nodes.0, Uuid::nil(), args.timeout);
+        let at =
+            |nodes: NodeList| Remote::to(nodes.0, Uuid::nil(), keys::of_client(args.tls.as_deref())?, args.timeout);
         match (&args.node, &args.dir, nodes_of_environment()?) {
             (Some(nodes), _, _) => at(nodes.clone()),
             (None, Some(dir), _) => Remote::of_cluster(&ClusterDir::load(dir)?, args.timeout),
@@ -54,12 +60,18 @@ impl Remote {
 
     pub fn of_cluster(cluster: &ClusterDir, timeout: Duration) -> CliResult<Remote> {
         let nodes = cluster.config.nodes.iter().map(|node| node.address).collect();
-        Remote::to(nodes, cluster.config.cluster, timeout)
+        Remote::to(nodes, cluster.config.cluster, cluster.client_keys()?, timeout)
     }
 
-    pub fn to(nodes: Vec<SocketAddr>, cluster: Uuid, timeout: Duration) -> CliResult<Remote> {
-        let client = Client::new(nodes.clone(), cluster).tried(|| "cannot reach a cluster".into())?;
-        Ok(Remote { client, cluster, nodes, timeout, started: Instant::now() })
+    pub fn to(nodes: Vec<SocketAddr>, cluster: Uuid, keys: Option<Keys>, timeout: Duration) -> CliResult<Remote> {
+        let client = Client::with_keys(nodes.clone(), cluster, keys.clone());
+        let client = client.tried(|| "cannot reach a cluster".into())?;
+        Ok(Remote { client, keys, cluster, nodes, timeout, started: Instant::now() })
+    }
+
+    /// The cluster is one of nodes with keys.
+    pub fn has_keys(&self) -> bool {
+        self.keys.is_some()
     }
 
     /// When the verb must have ended.
@@ -73,8 +85,25 @@ impl Remote {
         self.client.volume(&format!("{}, process {}, {purpose}", host.trim(), std::process::id()))
     }
 
+    /// Fails if every node refuses to talk to us: that does not pass by waiting, as their being away may.
+    pub async fn must_be_let_in(&self) -> CliResult {
+        let mut refusal = None;
+        for address in &self.nodes {
+            let deadline = self.deadline().min(Instant::now() + DOOR_PATIENCE);
+            match self.client.status_of(*address, deadline).await {
+                Err(why @ NetError::Handshake { .. }) => refusal = Some(why),
+                _ => return Ok(()),
+            }
+        }
+        match refusal {
+            Some(why) => Err(CliError::failed(format!("{why}; see `keelfs keys` and --tls for keys"))),
+            None => Ok(()),
+        }
+    }
+
     /// The id of the cluster that answers.
     pub async fn cluster(&self) -> CliResult<Uuid> {
+        self.must_be_let_in().await?;
         match self.cluster.is_nil() {
             true => Ok(self.client.status(self.deadline()).await.map_err(|_| self.nobody())?.cluster),
             false => Ok(self.cluster),
@@ -84,11 +113,12 @@ impl Remote {
     /// The same, and from now on no other cluster, whatever comes to answer at these addresses.
     pub async fn pinned(self) -> CliResult<Remote> {
         let cluster = self.cluster().await?;
-        Remote::to(self.nodes, cluster, self.timeout)
+        Remote::to(self.nodes, cluster, self.keys, self.timeout)
     }
 
     /// The membership as the leader knows it, or else as whoever answers does.
     pub async fn roster(&self) -> CliResult<Roster> {
+        self.must_be_let_in().await?;
         let roster = self.client.roster(self.deadline()).await.map_err(|_| self.nobody())?;
         let leader = roster.leader.and_then(|leader| roster.nodes.get(&leader)?.member.address.parse().ok());
         let Some(leader) = leader else { return Ok(roster) };
@@ -106,6 +136,7 @@ impl Remote {
 
     /// All nodes, as the first one that answers knows them.
     pub async fn members(&self) -> CliResult<BTreeMap<NodeId, SocketAddr>> {
+        self.must_be_let_in().await?;
         let answer = self.client.members(self.deadline()).await;
         answer.map_err(|_| self.nobody())
     }
@@ -154,7 +185,7 @@ impl Remote {
     }
 
     fn only(&self, address: SocketAddr) -> Result<Client, String> {
-        Client::new(vec![address], self.cluster).map_err(|why| why.to_string())
+        Client::with_keys(vec![address], self.cluster, self.keys.clone()).map_err(|why| why.to_string())
     }
 }
 

@@ -7,7 +7,7 @@ use crate::cli::error::{CliError, CliResult};
 use crate::cli::mount::mount_options;
 use crate::cli::mounts;
 use crate::cli::output::Output;
-use crate::net::NodeId;
+use crate::net::{Keys, NodeId};
 use crate::node::{DataDirectory, InitOptions, Node, NodeOptions};
 use crate::raft::Timing;
 use serde_json::json;
@@ -55,12 +55,14 @@ pub fn serve(args: ServeArgs) -> CliResult {
         mounts::prepare(&path)?;
         mounts.push((path, mount_options));
     }
+    let keys = args.tls.as_deref().map(Keys::load).transpose()?;
     let options = NodeOptions {
         data: args.data,
         listen: args.listen,
         cs733_listen: args.cs733_listen,
         mounts,
         timing: Timing::default(),
+        keys,
         insecure_no_tls: args.insecure_no_tls,
         scrub_bytes_per_second: args.scrub_rate,
     };

@@ -25,13 +25,18 @@ pub(super) const KIND_REFUSED: u8 = 254;
 /// An answer, to a hello or later, that says why its sender may never take part (an `Expulsion`).
 pub(super) const KIND_EXPELLED: u8 = 253;
 
-const MAGIC: [u8; 2] = *b"kf";
+pub(super) const MAGIC: [u8; 2] = *b"kf";
+/// What a caller that speaks TLS begins with: the record of a handshake.
+const MAGIC_OF_TLS: [u8; 2] = [0x16, 0x03];
 const PRELUDE_BYTES: usize = 32;
 const CHECKED_BYTES: usize = 24;
 /// What a sender must at least keep up, in bytes a second, once a frame has begun.
 const RATE_MIN: usize = 1 << 20;
 /// Time for any frame, however small, to arrive once it has begun.
 const FRAME_TIME: Duration = Duration::from_secs(5);
+
+/// An error of the kind `Unsupported`.
+const SPEAKS_TLS: &str = "the other end speaks TLS, and this one has no keys: give it some (--tls DIR)";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
@@ -99,6 +104,9 @@ impl Prelude {
         let mut rest = &bytes[..];
         let mut magic = [0; 2];
         rest.copy_to_slice(&mut magic);
+        if magic == MAGIC_OF_TLS {
+            return Err(Error::new(ErrorKind::Unsupported, SPEAKS_TLS));
+        }
         if magic != MAGIC {
             return Err(bad("this is not a keelfs peer or client".into()));
         }

@@ -1,6 +1,8 @@
 //! The handshake: before any message, both ends say who they are and agree to talk.
 
 use super::frame::{self, Direction, Frame, KIND_EXPELLED, KIND_HELLO, KIND_REFUSED};
+use super::keys::Role;
+use super::tls;
 use super::{Handler, Identity, Judge, Message, NodeId, Purpose, Start};
 use crate::codec;
 use bytes::Bytes;
@@ -105,18 +107,22 @@ pub(super) fn expelled(header: &[u8], judge: Option<&dyn Judge>) -> Error {
     }
 }
 
-/// The called one's half: the hello, if the caller may talk to us.
+/// The called one's half: the hello, if the caller may talk to us. `proven`: what its certificate says, if it has shown one.
 pub(super) async fn answer(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     own: &Identity,
+    proven: Option<Role>,
     handler: &impl Handler,
 ) -> Result<Hello> {
-    let first = frame::read_frame(stream).await?.message;
+    let first = match frame::read_frame(stream).await {
+        Err(e) if e.kind() == ErrorKind::Unsupported => return Err(refuse_tls(stream, e).await),
+        first => first?.message,
+    };
     let verdict = match first.kind {
         KIND_HELLO => codec::decode::<Hello>("hello", &first.header).map_err(|e| Verdict::Refused(e.to_string())),
         other => Err(Verdict::Refused(format!("the first message must be a hello, not kind {other}"))),
     }
-    .and_then(|hello| judge(own, &hello, handler).map(|()| hello));
+    .and_then(|hello| judge(own, &hello, proven, handler).map(|()| hello));
     match verdict {
         Ok(hello) => {
             let welcome = Welcome { cluster: own.cluster, node: own.node, start: own.start };
@@ -135,7 +141,20 @@ pub(super) async fn answer(
     }
 }
 
-fn judge(own: &Identity, hello: &Hello, handler: &impl Handler) -> std::result::Result<(), Verdict> {
+/// What we say is no TLS: the caller does not understand it, but sees that. Its own words are left unread.
+async fn refuse_tls(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), why: Error) -> Error {
+    if send(stream, Direction::Answer, KIND_REFUSED, why.to_string().as_bytes()).await.is_ok() {
+        tls::linger(stream).await;
+    }
+    why
+}
+
+fn judge(
+    own: &Identity,
+    hello: &Hello,
+    proven: Option<Role>,
+    handler: &impl Handler,
+) -> std::result::Result<(), Verdict> {
     let refused = |why: String| Err(Verdict::Refused(why));
     let cluster_unknown = hello.cluster.is_nil() && hello.node.is_none();
     if hello.cluster != own.cluster && !cluster_unknown {
@@ -151,6 +170,9 @@ fn judge(own: &Identity, hello: &Hello, handler: &impl Handler) -> std::result::
             refused("clients may only call as clients".into())
         };
     };
+    if proven == Some(Role::Client) {
+        return refused(format!("the caller says that it is node {node}, and its certificate is that of a client"));
+    }
     if hello.node == own.node {
         return refused(format!("the caller claims to be node {node}, which is this node"));
     }
@@ -163,7 +185,8 @@ fn named(node: Option<NodeId>) -> String {
 
 async fn send(stream: &mut (impl AsyncWrite + Unpin), direction: Direction, kind: u8, header: &[u8]) -> Result<()> {
     let message = Message { kind, header: Bytes::copy_from_slice(header), body: Bytes::new() };
-    stream.write_all(&Frame { direction, call: 0, message }.head()).await
+    stream.write_all(&Frame { direction, call: 0, message }.head()).await?;
+    stream.flush().await
 }
 
 /// An error that says that the other end is there and does not want us.

@@ -5,6 +5,7 @@
 
 use super::frame::{self, Direction, Frame, KIND_EXPELLED, KIND_REFUSED, Outgoing};
 use super::handshake::{self, Hello};
+use super::tls;
 use super::wire::{self, Wire};
 use super::{Identity, Judge, Message, NetError, NodeId, Purpose};
 use crate::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES_MAX};
@@ -177,8 +178,12 @@ impl Inner {
         };
         let attempt = async {
             let mut wire = wire::dial(address).await?;
-            handshake::call(&mut tokio::io::join(&mut wire.read, &mut wire.write), &hello, self.judge.as_deref())
-                .await?;
+            if let Some(keys) = &self.own.keys {
+                wire = Box::pin(tls::call(wire, keys)).await?;
+            }
+            let mut both = tokio::io::join(&mut wire.read, &mut wire.write);
+            // Whether the other end accepts our certificate is seen when it answers.
+            handshake::call(&mut both, &hello, self.judge.as_deref()).await.map_err(tls::said)?;
             Ok(wire)
         };
         let wire = match tokio::time::timeout(CONNECT_TIME, attempt).await {
@@ -235,6 +240,7 @@ pub(super) async fn write_frames(
             }
         }
         write.write_all_buf(&mut copied).await?;
+        write.flush().await?;
         rooms.clear();
     }
     Ok(())

@@ -11,14 +11,22 @@
 //! bytes in flight are bounded per link and, for clients, per process; every call has a deadline. Whether a node may take
 //! part is not known here: a [`Judge`] is asked. A caller that does not
 //! know the cluster yet (the CLI) may shake hands as a client without naming it; a node never may.
+//!
+//! With [`Keys`], links are encrypted (TLS 1.3), and both ends prove by certificates of the cluster's own authority
+//! whether they are nodes or clients. Decision: a certificate names a role and no number, because the cluster gives a node
+//! its number when it has keys already. Cost: who steals the key of one node can pose as another; but as that one alone
+//! he could do enough.
 
 mod frame;
 mod handshake;
+pub mod keys;
 mod link;
 mod server;
+mod tls;
 mod wire;
 
 pub use handshake::Expulsion;
+pub use keys::{Keys, Role};
 pub use link::Link;
 pub use server::{Handler, Server};
 pub use wire::{Dialer, Listener, Wire, dial_through};
@@ -29,7 +37,7 @@ use std::net::SocketAddr;
 pub type NodeId = u64;
 
 /// Who we are to others; checked on both sides of every handshake.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Identity {
     /// Nil: a client that takes any cluster.
     pub cluster: uuid::Uuid,
@@ -37,6 +45,8 @@ pub struct Identity {
     pub node: Option<NodeId>,
     /// Of a client nothing but zeros.
     pub start: Start,
+    /// With them every connection is encrypted, and both ends prove what they are; without them none is.
+    pub keys: Option<Keys>,
 }
 
 /// Which start of which data directory a node's process is: what an emptied disk or an old copy cannot say right.
@@ -104,7 +114,7 @@ pub struct Caller {
 pub enum NetError {
     #[error("cannot connect to {address}: {why}")]
     Connect { address: SocketAddr, why: String },
-    #[error("{address} refused the handshake: {why}")]
+    #[error("cannot shake hands with {address}: {why}")]
     Handshake { address: SocketAddr, why: String },
     #[error("the connection to {address} broke: {why}")]
     Broken { address: SocketAddr, why: String },

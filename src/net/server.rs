@@ -3,6 +3,7 @@
 use super::frame::{self, Direction, Frame, Outgoing};
 use super::handshake::{self, HANDSHAKE_TIME, Hello};
 use super::link::write_frames;
+use super::tls;
 use super::wire::{Listener, Wire};
 use super::{Caller, Expulsion, Identity, Message, NodeId, Start};
 use crate::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES_MAX};
@@ -108,15 +109,26 @@ impl<H: Handler> Server<H> {
     }
 
     /// `let_go`: others came and this one still has not said who it is.
-    async fn welcome(self: Arc<Self>, mut wire: Wire, address: SocketAddr, let_go: CancellationToken) {
-        let mut both = tokio::io::join(&mut wire.read, &mut wire.write);
-        let hello = timeout(HANDSHAKE_TIME, handshake::answer(&mut both, &self.own, &*self.handler));
-        match let_go.run_until_cancelled(hello).await {
-            Some(Ok(Ok(hello))) => self.serve(wire, address, hello).await,
+    async fn welcome(self: Arc<Self>, wire: Wire, address: SocketAddr, let_go: CancellationToken) {
+        let greeted = timeout(HANDSHAKE_TIME, self.greet(wire));
+        match let_go.run_until_cancelled(greeted).await {
+            Some(Ok(Ok((wire, hello)))) => self.serve(wire, address, hello).await,
             Some(Ok(Err(e))) => tracing::warn!("refused a connection from {address}: {e}"),
             Some(Err(_)) => tracing::warn!("refused a connection from {address}: it did not say who it is in time"),
             None => tracing::debug!("let go of {address}: it did not say who it is, and others came"),
         }
+    }
+
+    /// Encrypt the wire if we have keys, and hear who calls.
+    async fn greet(&self, wire: Wire) -> Result<(Wire, Hello)> {
+        let (mut wire, proven) = match &self.own.keys {
+            // What TLS needs for its handshake is not kept for as long as the connection lives.
+            Some(keys) => Box::pin(tls::answer(wire, keys)).await.map(|(wire, role)| (wire, Some(role)))?,
+            None => (wire, None),
+        };
+        let mut both = tokio::io::join(&mut wire.read, &mut wire.write);
+        let hello = handshake::answer(&mut both, &self.own, proven, &*self.handler).await?;
+        Ok((wire, hello))
     }
 
     async fn serve(self: Arc<Self>, Wire { read, mut write }: Wire, address: SocketAddr, hello: Hello) {

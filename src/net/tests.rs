@@ -1,5 +1,7 @@
 //! Real sockets on loopback: what a peer, a client and a stranger meet.
 
+mod tls;
+
 use super::*;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +27,7 @@ impl Handler for Echo {
 }
 
 fn identity(node: Option<NodeId>, incarnation: u64) -> Identity {
-    Identity { cluster: uuid::Uuid::from_u128(7), node, start: Start { incarnation, ..Start::default() } }
+    Identity { cluster: uuid::Uuid::from_u128(7), node, start: Start { incarnation, ..Start::default() }, keys: None }
 }
 
 fn message(kind: u8, header: &[u8], body: impl Into<Bytes>) -> Message {

@@ -5,7 +5,7 @@ use super::exit::{Exit, NodeError};
 use super::fatal::Fatal;
 use super::{DataDirectory, ask_peers};
 use crate::fs::{Command, LogIndex, NodeCommand, NodeHolds};
-use crate::net::Expulsion;
+use crate::net::{Expulsion, Identity};
 use crate::raft::{MemberError, Replica, ReplicaError};
 use crate::volume::{Local, sessionless};
 use bytes::Bytes;
@@ -14,7 +14,6 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 /// How often a node looks at what is known of it.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -85,7 +84,7 @@ fn heed(expulsion: Expulsion, mut directory: DataDirectory, fatal: &Fatal) {
 }
 
 /// What a leader does for the membership, until `stop`.
-pub(super) async fn tend(replica: Replica, cluster: Uuid, stop: CancellationToken) {
+pub(super) async fn tend(replica: Replica, own: Identity, stop: CancellationToken) {
     let mut noted = Noted { at: Instant::now(), applied: LogIndex(0) };
     while stop.run_until_cancelled(sleep(LOOK_EVERY)).await.is_some() {
         if replica.cluster_time().is_none() {
@@ -96,7 +95,7 @@ pub(super) async fn tend(replica: Replica, cluster: Uuid, stop: CancellationToke
             Some(Err(e)) => tracing::warn!("the membership could not be changed: {e}"),
             None => return,
         }
-        stop.run_until_cancelled(noted.note(&replica, cluster)).await;
+        stop.run_until_cancelled(noted.note(&replica, &own)).await;
     }
 }
 
@@ -108,14 +107,14 @@ struct Noted {
 }
 
 impl Noted {
-    async fn note(&mut self, replica: &Replica, cluster: Uuid) {
+    async fn note(&mut self, replica: &Replica, own: &Identity) {
         let before = replica.state().applied();
         // An idle cluster need not go on noting its own notes.
         if self.at.elapsed() < NOTE_EVERY || before == self.applied {
             return;
         }
         self.at = Instant::now();
-        let holds = holds_of_all(replica, cluster).await;
+        let holds = holds_of_all(replica, own).await;
         if holds.is_empty() {
             return;
         }
@@ -128,9 +127,9 @@ impl Noted {
 }
 
 /// What each node that answers says it holds, where that is news.
-async fn holds_of_all(replica: &Replica, cluster: Uuid) -> Vec<NodeHolds> {
+async fn holds_of_all(replica: &Replica, identity: &Identity) -> Vec<NodeHolds> {
     let own = NodeHolds { node: replica.id(), run: replica.start_noted().run, upto: replica.holds() };
-    let others = ask_peers(cluster, replica.id(), &replica.members()).await;
+    let others = ask_peers(identity, &replica.members()).await;
     let others =
         others.into_iter().map(|told| NodeHolds { node: told.node, run: told.run, upto: LogIndex(told.holds) });
     let root = replica.state();

@@ -22,7 +22,7 @@ pub use identity::{DataDirectory, InitOptions};
 use crate::fuse::{self, Mount, MountOptions};
 use crate::gateway;
 use crate::log::{DirectoryLock, Log};
-use crate::net::{self, Caller, Expulsion, Handler, Identity, Message, NodeId, Start};
+use crate::net::{self, Caller, Expulsion, Handler, Identity, Keys, Message, NodeId, Role, Start};
 use crate::raft::{self, Replica, Timing, Tuning};
 use crate::volume::{Client, KIND_FIRST, Local, NodeStatus, Volume};
 use fatal::Fatal;
@@ -60,7 +60,9 @@ pub struct NodeOptions {
     /// Mount the tree at these paths.
     pub mounts: Vec<(PathBuf, MountOptions)>,
     pub timing: Timing,
-    /// Listen off loopback although nothing is encrypted or authenticated.
+    /// A node's: what peers and clients must have as well. `None`: nothing is encrypted or authenticated.
+    pub keys: Option<Keys>,
+    /// Listen off loopback although there nothing is encrypted or authenticated.
     pub insecure_no_tls: bool,
     /// How fast the scrub reads; 0: there is none.
     pub scrub_bytes_per_second: u64,
@@ -75,6 +77,7 @@ impl NodeOptions {
 /// A node that runs.
 pub struct Node {
     status: Arc<dyn Fn() -> NodeStatus + Send + Sync>,
+    own: Identity,
     local: Local,
     replica: Replica,
     volumes: Vec<Volume>,
@@ -93,6 +96,7 @@ impl Node {
     pub async fn start(options: NodeOptions) -> Result<Node, NodeError> {
         let mut directory = DataDirectory::open(&options.data)?;
         directory.must_be_member()?;
+        must_be_of_node(options.keys.as_ref())?;
         raise_open_files_limit();
         let lock = DirectoryLock::acquire(&directory.path)?;
         fence::refuse(&directory.path)?;
@@ -106,7 +110,12 @@ impl Node {
         // Who asks for what is damaged here cannot say how far its log reaches, and is not judged by that: it is no run yet.
         let (instance, run) = (directory.instance, Uuid::new_v4().as_u64_pair());
         let asks = Start { instance, incarnation, run: run.1, log_end: u64::MAX };
-        let own = Identity { cluster: directory.cluster, node: Some(directory.node), start: asks };
+        let own = Identity {
+            cluster: directory.cluster,
+            node: Some(directory.node),
+            start: asks,
+            keys: options.keys.clone(),
+        };
         let (fatal, log) = (Fatal::new(), open_log(&directory, own.clone()).await?);
         let log_end = log.state().last.map_or(0, |id| id.index);
         let start = Start { run: run.0, log_end, ..asks };
@@ -123,6 +132,7 @@ impl Node {
         let (front, back, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         let mut node = Node {
             status: status.clone(),
+            own: own.clone(),
             local: local.clone(),
             replica: replica.clone(),
             volumes: Vec::new(),
@@ -152,13 +162,13 @@ impl Node {
         mounts: Vec<(PathBuf, MountOptions)>,
     ) -> Result<(), NodeError> {
         if !directory.bootstrapped {
-            bootstrap(directory, &self.replica, fresh).await?;
+            bootstrap(directory, &self.replica, &self.own, fresh).await?;
         }
         let (fatal, stop) = (self.fatal.clone(), self.back.clone());
         self.tasks.spawn(members::keep_identity(self.replica.clone(), directory.clone(), fatal, stop));
         self.tasks.spawn(upkeep::run(self.replica.clone(), self.front.clone()));
         self.tasks.spawn(members::stand(self.local.clone(), self.replica.clone(), self.front.clone()));
-        self.tasks.spawn(members::tend(self.replica.clone(), directory.cluster, self.front.clone()));
+        self.tasks.spawn(members::tend(self.replica.clone(), self.own.clone(), self.front.clone()));
         self.start_gateway(cs733);
         self.mount_all(mounts).await
     }
@@ -225,15 +235,14 @@ impl Node {
 
     /// If this node leads, let the peer that is furthest take over at once instead of after an election timeout.
     async fn hand_over(&self) {
-        let NodeStatus { cluster, node, .. } = self.status();
+        let node = self.replica.id();
         let mut leader = self.replica.leader();
         if *leader.borrow() != Some(node) {
             return;
         }
         let roster = self.replica.roster();
         let votes = |node: &NodeId| roster.nodes.get(node).is_some_and(|entry| entry.voter);
-        let furthest =
-            ask_peers(cluster, node, &self.replica.members()).await.into_iter().filter(|peer| votes(&peer.node));
+        let furthest = ask_peers(&self.own, &self.replica.members()).await.into_iter().filter(|peer| votes(&peer.node));
         let Some(next) = furthest.max_by_key(|peer| peer.replica.last_log) else { return };
         if self.replica.transfer_leader(next.node).await.is_ok() {
             let _ =
@@ -308,15 +317,31 @@ fn raise_open_files_limit() {
 fn listen_address(directory: &DataDirectory, options: &NodeOptions) -> Result<SocketAddr, NodeError> {
     let address = options.listen.or(directory.address());
     let address = address.ok_or_else(|| NodeError::failed("no address to listen at: give --listen"))?;
-    for address in [Some(address), options.cs733_listen].into_iter().flatten() {
-        if !address.ip().is_loopback() && !options.insecure_no_tls {
-            return Err(NodeError::failed(format!(
-                "cannot listen at {address}: it can be reached from other machines, and nothing would be encrypted or \
-                 authenticated; use a loopback address, or give --insecure-no-tls on a network that you trust"
-            )));
-        }
+    let open = |address: &SocketAddr| !address.ip().is_loopback() && !options.insecure_no_tls;
+    let refused = |address: SocketAddr, instead: &str| {
+        Err(NodeError::failed(format!(
+            "cannot listen at {address}: it can be reached from other machines, and nothing would be encrypted or \
+             authenticated; {instead}, or give --insecure-no-tls on a network that you trust"
+        )))
+    };
+    if open(&address) && options.keys.is_none() {
+        return refused(address, "give the node keys with --tls (`keelfs keys` makes them), use a loopback address");
     }
-    Ok(address)
+    match options.cs733_listen.filter(open) {
+        Some(cs733) => refused(cs733, "the cs733 protocol has no encryption: use a loopback address"),
+        None => Ok(address),
+    }
+}
+
+/// Nobody would call one that can only prove that it is a client.
+fn must_be_of_node(keys: Option<&Keys>) -> Result<(), NodeError> {
+    match keys.map(Keys::role) {
+        None | Some(Role::Node) => Ok(()),
+        Some(Role::Client) => Err(NodeError::failed(
+            "cannot serve with the keys of a client: make some for this node with `keelfs keys node`, and name their \
+             directory with --tls",
+        )),
+    }
 }
 
 async fn bind(address: SocketAddr, whom: &str) -> Result<TcpListener, NodeError> {
@@ -348,9 +373,14 @@ fn storage_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e
 }
 
 /// Write the first membership, unless the cluster turns out to exist.
-async fn bootstrap(directory: &mut DataDirectory, replica: &Replica, fresh: bool) -> Result<(), NodeError> {
+async fn bootstrap(
+    directory: &mut DataDirectory,
+    replica: &Replica,
+    own: &Identity,
+    fresh: bool,
+) -> Result<(), NodeError> {
     if fresh {
-        refuse_second_founding(directory).await?;
+        refuse_second_founding(directory, own).await?;
         replica.initialize(directory.members.clone()).await.map_err(|e| refine(&e, "found the cluster"))?;
         tracing::info!("founded cluster {} with {} members", directory.cluster, directory.members.len());
     }
@@ -359,9 +389,9 @@ async fn bootstrap(directory: &mut DataDirectory, replica: &Replica, fresh: bool
 }
 
 /// A peer with entries in its log is of a cluster that exists: this node's log must have been lost.
-async fn refuse_second_founding(directory: &DataDirectory) -> Result<(), NodeError> {
+async fn refuse_second_founding(directory: &DataDirectory, own: &Identity) -> Result<(), NodeError> {
     let DataDirectory { cluster, node, members, .. } = directory;
-    match ask_peers(*cluster, *node, members).await.into_iter().find(|peer| peer.replica.last_log > 0) {
+    match ask_peers(own, members).await.into_iter().find(|peer| peer.replica.last_log > 0) {
         None => Ok(()),
         Some(peer) => Err(NodeError::failed(format!(
             "cannot found cluster {cluster}: node {} of it has data, and this node has none; its disk was lost or emptied. \
@@ -372,9 +402,10 @@ async fn refuse_second_founding(directory: &DataDirectory) -> Result<(), NodeErr
 }
 
 /// What the other members say of themselves, those that answer in time.
-async fn ask_peers(cluster: Uuid, own: NodeId, members: &BTreeMap<NodeId, SocketAddr>) -> Vec<NodeStatus> {
-    let addresses: Vec<_> = members.iter().filter(|(node, _)| **node != own).map(|(_, address)| *address).collect();
-    let Ok(client) = Client::new(addresses.clone(), cluster) else { return Vec::new() };
+async fn ask_peers(own: &Identity, members: &BTreeMap<NodeId, SocketAddr>) -> Vec<NodeStatus> {
+    let addresses: Vec<_> =
+        members.iter().filter(|(node, _)| Some(**node) != own.node).map(|(_, address)| *address).collect();
+    let Ok(client) = Client::with_keys(addresses.clone(), own.cluster, own.keys.clone()) else { return Vec::new() };
     let deadline = Instant::now() + PROBE_TIME;
     let asked = addresses.into_iter().map(|address| client.status_of(address, deadline));
     join_all(asked).await.into_iter().flatten().collect()

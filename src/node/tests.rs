@@ -33,6 +33,7 @@ fn options(data: &Path) -> NodeOptions {
         cs733_listen: None,
         mounts: Vec::new(),
         timing: TIMING,
+        keys: None,
         insecure_no_tls: false,
         scrub_bytes_per_second: 0,
     }

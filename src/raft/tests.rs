@@ -210,7 +210,7 @@ impl Cluster {
         };
         let options = Options { segment_bytes: self.segment_bytes, ..Options::default() };
         let start = Start { incarnation: self.incarnation, log_end: u64::MAX, ..Start::default() };
-        let asks = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(id), start };
+        let asks = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(id), start, keys: None };
         let log = open_log(&asks, disk, options, &addresses).await.unwrap();
         let log_end = log.state().last.map_or(0, |id| id.index);
         let own = Identity { start: Start { run: self.incarnation, log_end, ..start }, ..asks };

@@ -13,7 +13,7 @@ use super::forward::{Lane, Links, Pauses, told};
 use super::protocol::{Ask, Freshness, Head, Told, Verdict, wait_ms};
 use super::{Capacity, Failure, NodeStatus, Volume};
 use crate::fs::{Answer, Ino, LogIndex, Query, Refusal, Request, SessionId};
-use crate::net::{Identity, NetError, NodeId, Start};
+use crate::net::{Identity, Keys, NetError, NodeId, Start};
 use crate::raft::{MemberChange, MemberChanged, Roster};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -65,12 +65,17 @@ struct Away {
 pub struct NoAddress;
 
 impl Client {
-    /// Nothing is connected yet. `cluster`: which cluster it must be (nil: whichever answers).
+    /// Of nodes that have no keys. Nothing is connected yet. `cluster`: which cluster it must be (nil: whichever answers).
     pub fn new(addresses: Vec<SocketAddr>, cluster: uuid::Uuid) -> Result<Client, NoAddress> {
+        Client::with_keys(addresses, cluster, None)
+    }
+
+    /// The same; with keys, only of nodes that have some of the same cluster.
+    pub fn with_keys(addresses: Vec<SocketAddr>, cluster: uuid::Uuid, keys: Option<Keys>) -> Result<Client, NoAddress> {
         if addresses.is_empty() {
             return Err(NoAddress);
         }
-        let own = Identity { cluster, node: None, start: Start::default() };
+        let own = Identity { cluster, node: None, start: Start::default(), keys };
         Ok(Client {
             inner: Arc::new(Inner {
                 away: Mutex::new(Away { addresses: addresses.clone(), at: 0, since: Instant::now(), refuge: None }),

@@ -108,7 +108,7 @@ impl Cluster {
     async fn serve(&self) -> (SocketAddr, DropGuard) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let own = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(1), start: Default::default() };
+        let own = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(1), start: Default::default(), keys: None };
         let stop = CancellationToken::new();
         tokio::spawn(NetServer::run(listener, own, Arc::new(self.clone()), stop.clone()));
         (address, stop.drop_guard())

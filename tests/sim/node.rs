@@ -189,7 +189,12 @@ impl Node {
         let found = self.id == 1 && !site.founded;
         site.founded |= found;
         let start = Start {
-            own: Identity { cluster: cluster_id(), node: Some(self.id), start: process_start(self.incarnation, &log) },
+            own: Identity {
+                cluster: cluster_id(),
+                node: Some(self.id),
+                start: process_start(self.incarnation, &log),
+                keys: None,
+            },
             log: log.clone(),
             timing: site.timing,
             network: site.network.clone(),

@@ -6,11 +6,13 @@
 //! DIR/node-N.log     what node N says
 //! DIR/node-N.pid     its process, for people: the verbs look in /proc
 //! DIR/mount-N.log    what the mount beside node N says
+//! DIR/keys/          with --tls: the authority, and the keys of each node and of the mounts and verbs
 //! ```
 
 use crate::cli::error::{CliError, CliResult, Tried};
 use crate::cli::words::Which;
-use crate::net::NodeId;
+use crate::net::keys::{create_authority, issue};
+use crate::net::{Keys, NodeId, Role};
 use crate::node::DataDirectory;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -26,6 +28,9 @@ const FILE: &str = "cluster.toml";
 pub struct ClusterConfig {
     format: u32,
     pub cluster: uuid::Uuid,
+    /// The nodes have keys, and talk to nobody who has none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tls: bool,
     #[serde(rename = "node")]
     pub nodes: Vec<NodeConfig>,
 }
@@ -48,8 +53,8 @@ pub struct ClusterDir {
 }
 
 impl ClusterConfig {
-    pub fn new(nodes: Vec<NodeConfig>) -> ClusterConfig {
-        ClusterConfig { format: FORMAT, cluster: uuid::Uuid::new_v4(), nodes }
+    pub fn new(nodes: Vec<NodeConfig>, tls: bool) -> ClusterConfig {
+        ClusterConfig { format: FORMAT, cluster: uuid::Uuid::new_v4(), tls, nodes }
     }
 }
 
@@ -125,6 +130,35 @@ impl ClusterDir {
         self.dir.join(format!("node-{node}.pid"))
     }
 
+    /// What keys there are of this cluster, if it has any.
+    pub fn all_keys(&self) -> PathBuf {
+        self.dir.join("keys")
+    }
+
+    /// Where the keys of a node are. `None`: it has none.
+    pub fn node_keys(&self, node: NodeId) -> Option<PathBuf> {
+        self.config.tls.then(|| self.all_keys().join(format!("node-{node}")))
+    }
+
+    /// Where the keys of the mounts and verbs are. `None`: they have none.
+    pub fn client_directory(&self) -> Option<PathBuf> {
+        self.config.tls.then(|| self.all_keys().join("client"))
+    }
+
+    pub fn client_keys(&self) -> CliResult<Option<Keys>> {
+        Ok(self.client_directory().map(|dir| Keys::load(&dir)).transpose()?)
+    }
+
+    /// Make the authority, and the keys of all nodes and of the clients.
+    pub fn make_keys(&self) -> CliResult {
+        let authority = self.all_keys().join("authority");
+        let (Some(client), all) = (self.client_directory(), &self.config.nodes) else { return Ok(()) };
+        create_authority(&authority)?;
+        issue(&authority, &client, Role::Client)?;
+        let mut directories = all.iter().filter_map(|node| self.node_keys(node.id));
+        directories.try_for_each(|dir| Ok(issue(&authority, &dir, Role::Node)?))
+    }
+
     /// The nodes that the words name, in order, each once. `Leader` is `leader`.
     pub fn chosen(&self, which: &[Which], leader: Option<NodeId>) -> CliResult<Vec<&NodeConfig>> {
         let mut ids = Vec::new();
@@ -175,7 +209,7 @@ mod tests {
             cs733: (id == 1).then(|| "127.0.0.1:8701".parse().unwrap()),
             mount: mount.map(PathBuf::from),
         };
-        let config = ClusterConfig::new(vec![node(1, Some("/tmp/a b")), node(2, None), node(3, None)]);
+        let config = ClusterConfig::new(vec![node(1, Some("/tmp/a b")), node(2, None), node(3, None)], false);
         ClusterDir { dir: dir.canonicalize().unwrap(), config }
     }
 

@@ -6,6 +6,7 @@
 //! cannot reach a process that took the number over meanwhile.
 
 use crate::cli::error::{CliError, CliResult, Tried};
+use crate::cli::keys::KEYS_VARIABLE;
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::ffi::OsStr;
@@ -140,6 +141,8 @@ impl Detached<'_> {
         let both = log.try_clone().tried(what)?;
         Command::new(program)
             .args(&self.words)
+            // Its words say which keys are its own.
+            .env_remove(KEYS_VARIABLE)
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(log)

@@ -89,6 +89,12 @@ fn existing(args: &StartArgs) -> CliResult<ClusterDir> {
             cluster.dir.display()
         )));
     }
+    if args.tls && !cluster.config.tls {
+        return Err(CliError::usage(format!(
+            "{} was made without --tls: leave it away, or make a new cluster in another directory (--dir)",
+            cluster.dir.display()
+        )));
+    }
     if args.no_mount || !args.mount.is_empty() {
         remount(&mut cluster, args)?;
     }
@@ -124,12 +130,13 @@ fn make(args: &StartArgs) -> CliResult<ClusterDir> {
         node.mount.as_deref().map_or(Ok(()), prepare_mount)?;
     }
     let dir = args.at.dir.canonicalize().tried(|| format!("cannot open {}", args.at.dir.display()))?;
-    let cluster = ClusterDir { dir, config: ClusterConfig::new(nodes) };
+    let cluster = ClusterDir { dir, config: ClusterConfig::new(nodes, args.tls) };
     let members: BTreeMap<NodeId, SocketAddr> = cluster.config.nodes.iter().map(|n| (n.id, n.address)).collect();
-    let made = init_all(&cluster, &members).and_then(|()| cluster.save());
+    let made = init_all(&cluster, &members).and_then(|()| cluster.make_keys()).and_then(|()| cluster.save());
     if made.is_err() {
         // Nobody has ever run on these: they were made a moment ago.
         cluster.config.nodes.iter().for_each(|node| drop(fs::remove_dir_all(cluster.data(node.id))));
+        drop(fs::remove_dir_all(cluster.all_keys()));
     }
     made.map(|()| cluster)
 }
@@ -234,6 +241,10 @@ fn start_node(cluster: &ClusterDir, node: &NodeConfig) -> CliResult<Starting> {
     if let Some(address) = &cs733 {
         words.extend([OsStr::new("--cs733-listen"), OsStr::new(address)]);
     }
+    let keys = cluster.node_keys(node.id);
+    if let Some(keys) = &keys {
+        words.extend([OsStr::new("--tls"), keys.as_os_str()]);
+    }
     let started = spawn(format!("node {}", node.id), words, log)?;
     let pid_file = cluster.pid_file(node.id);
     fs::write(&pid_file, format!("{}\n", started.child.id()))
@@ -249,6 +260,10 @@ fn start_mount(cluster: &ClusterDir, node: &NodeConfig, path: &Path) -> CliResul
     let addresses = addresses.join(",");
     let mut words: Vec<&OsStr> = ["mount", "--own-session", &addresses].map(OsStr::new).into();
     words.extend([path.as_os_str(), OsStr::new("--source"), OsStr::new("keelfs")]);
+    let keys = cluster.client_directory();
+    if let Some(keys) = &keys {
+        words.extend([OsStr::new("--tls"), keys.as_os_str()]);
+    }
     // Root's mount is for everybody on the machine; others may not ask for that (fuse.conf).
     if rustix::process::geteuid().is_root() {
         words.extend(["-o", "allow_other"].map(OsStr::new));
@@ -355,6 +370,7 @@ mod tests {
             no_mount: mount.is_empty(),
             base_port: Some(100),
             cs733_base_port: Some(200),
+            tls: false,
             timeout: Duration::from_secs(1),
         }
     }

@@ -168,6 +168,9 @@ fn remove_cluster(cluster: &ClusterDir) -> CliResult {
         remove_if_there(&cluster.mount_log(node.id))?;
         remove_if_there(&cluster.pid_file(node.id))?;
     }
+    if cluster.all_keys().exists() && cluster.config.tls {
+        fs::remove_dir_all(cluster.all_keys()).tried(|| format!("cannot delete {}", cluster.all_keys().display()))?;
+    }
     remove_if_there(&cluster.config_file())?;
     match fs::remove_dir(&cluster.dir) {
         Err(why) if why.kind() != std::io::ErrorKind::DirectoryNotEmpty => {
@@ -187,9 +190,10 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let dir = tmp.path().canonicalize().unwrap().join("cluster");
         let node = NodeConfig { id: 1, address: "127.0.0.1:1".parse().unwrap(), cs733: None, mount: None };
-        let cluster = ClusterDir { dir: dir.clone(), config: ClusterConfig::new(vec![node]) };
+        let cluster = ClusterDir { dir: dir.clone(), config: ClusterConfig::new(vec![node], true) };
         fs::create_dir_all(cluster.data(1).join("log")).unwrap();
         fs::write(dir.join("mine"), "precious").unwrap();
+        cluster.make_keys().unwrap();
         cluster.save().unwrap();
         let in_use = DirectoryLock::acquire(&cluster.data(1)).unwrap();
         let refused = remove_cluster(&cluster).unwrap_err().to_string();

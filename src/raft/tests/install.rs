@@ -33,7 +33,7 @@ async fn boot(disk: &SimulatedDisk, seed: u64, members: &BTreeMap<NodeId, Socket
     let incarnation = 1000 + seed;
     let start =
         Start { incarnation, run: incarnation, log_end: log.state().last.map_or(0, |id| id.index), ..Start::default() };
-    let own = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(2), start };
+    let own = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(2), start, keys: None };
     Replica::start_tuned(own, log, members.clone(), TIMING, TUNING).await.ok()
 }
 

@@ -95,7 +95,7 @@ fn here(leader: Option<NodeId>, members: &[(NodeId, SocketAddr)]) -> Here {
 }
 
 fn identity(node: NodeId) -> Identity {
-    Identity { cluster: uuid::Uuid::from_u128(3), node: Some(node), start: Default::default() }
+    Identity { cluster: uuid::Uuid::from_u128(3), node: Some(node), start: Default::default(), keys: None }
 }
 
 fn request() -> Request {
