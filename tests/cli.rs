@@ -1,12 +1,13 @@
 //! The command line as scripts meet it: what it prints where, and with which code it ends. No cluster runs here.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
 fn keelfs(dir: &Path, words: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keelfs"));
-    command.args(words).current_dir(dir).env_remove("KEELFS_NODES").env_remove("KEELFS_LOG");
+    command.args(words).current_dir(dir).env_remove("KEELFS_NODES").env_remove("KEELFS_TLS").env_remove("KEELFS_LOG");
     command.output().expect("the binary runs")
 }
 
@@ -30,7 +31,9 @@ fn every_verb_shows_an_example() {
     let here = std::env::temp_dir();
     let verbs = ["init", "serve", "mount", "umount", "status", "check", "read", "write", "cas", "rm", "stat", "ttl"];
     let of_cluster = ["start", "status", "kill", "restart", "stop", "destroy"];
-    let all = verbs.map(|verb| vec![verb]).into_iter().chain(of_cluster.map(|verb| vec!["cluster", verb]));
+    let of_keys = ["create", "node", "client"].map(|verb| vec!["keys", verb]);
+    let all =
+        verbs.map(|verb| vec![verb]).into_iter().chain(of_cluster.map(|verb| vec!["cluster", verb])).chain(of_keys);
     for mut words in all {
         words.push("--help");
         let help = keelfs(&here, &words);
@@ -122,4 +125,64 @@ fn what_is_not_ours_is_left_alone() {
     refused(&keelfs(dir.path(), &["cluster", "start", "--dir", "."]), 1, &["holds other things"]);
     refused(&keelfs(dir.path(), &["cluster", "destroy", "--yes", "--dir", "."]), 1, &["no cluster in ."]);
     assert_eq!(std::fs::read_to_string(dir.path().join("mine")).unwrap(), "precious");
+}
+
+#[test]
+fn keys_are_made_where_nobody_else_can_read_them_and_used_by_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = |words: &[&str]| {
+        let done = keelfs(dir.path(), words);
+        assert!(done.status.success(), "{}", stderr(&done));
+        String::from_utf8(done.stdout).unwrap()
+    };
+    assert!(made(&["keys", "create", "authority"]).contains("keelfs keys node authority"));
+    assert!(made(&["keys", "node", "authority", "n1"]).contains("ten years"));
+    assert!(made(&["keys", "client", "authority", "laptop"]).contains("keelfs mount --tls laptop"));
+    refused(&keelfs(dir.path(), &["keys", "create", "authority"]), 1, &["ca-key.pem is there already"]);
+    refused(&keelfs(dir.path(), &["keys", "node", "laptop", "n2"]), 1, &["cannot read laptop/ca-key.pem"]);
+
+    let cluster = "6f1c0fd0-6a3b-4c46-9f3c-0123456789ab";
+    let init = ["init", "--data", "d1", "--cluster", cluster, "--node", "1", "--member", "1=127.0.0.1:1"];
+    assert!(keelfs(dir.path(), &init).status.success());
+    let serve = |keys: &str| keelfs(dir.path(), &["serve", "--data", "d1", "--tls", keys]);
+    refused(&serve("laptop"), 1, &["keys of a client", "keelfs keys node"]);
+    refused(&serve("nowhere"), 1, &["cannot read nowhere/ca.pem"]);
+    for key in ["n1/key.pem", "laptop/key.pem", "authority/ca-key.pem"] {
+        std::fs::set_permissions(dir.path().join(key), std::fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    refused(&serve("n1"), 1, &["n1/key.pem", "0644", "chmod 600 n1/key.pem"]);
+    refused(&keelfs(dir.path(), &["keys", "node", "authority", "n2"]), 1, &["chmod 600 authority/ca-key.pem"]);
+    for words in [&["status", "--node", "127.0.0.1:1"][..], &["mount", "127.0.0.1:1", "."]] {
+        refused(&keelfs(dir.path(), &[words, &["--tls", "laptop"]].concat()), 1, &["chmod 600", "laptop/key.pem"]);
+    }
+    let open = ["serve", "--data", "d1", "--listen", "0.0.0.0:1"];
+    refused(&keelfs(dir.path(), &open), 1, &["--tls", "--insecure-no-tls"]);
+}
+
+/// Words of a command line are seen by everybody on the machine.
+#[test]
+fn no_option_takes_a_secret() {
+    let here = std::env::temp_dir();
+    let of =
+        |group: &'static str, verbs: &[&'static str]| verbs.iter().map(|verb| vec![group, verb]).collect::<Vec<_>>();
+    let alone = [
+        "init", "serve", "join", "leave", "mount", "umount", "status", "check", "log", "read", "write", "cas", "rm",
+        "stat", "ttl",
+    ];
+    let mut all: Vec<Vec<&str>> = alone.iter().map(|verb| vec![*verb]).collect();
+    all.extend(of("cluster", &["start", "status", "kill", "restart", "stop", "destroy"]));
+    all.extend(of("member", &["list", "add", "remove", "promote", "replace"]));
+    all.extend(of("keys", &["create", "node", "client"]));
+    for mut words in all {
+        words.push("--help");
+        let text = String::from_utf8(keelfs(&here, &words).stdout).unwrap();
+        let options = text.lines().map(str::trim).filter(|line| line.starts_with('-'));
+        for option in options {
+            let said = option.to_lowercase();
+            let of_secret = ["key", "secret", "pass", "token", "credential", "pem", "cert"]
+                .iter()
+                .find(|word| said.contains(**word));
+            assert!(of_secret.is_none() || option.starts_with("--tls"), "{words:?}: {option}");
+        }
+    }
 }

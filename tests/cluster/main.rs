@@ -20,3 +20,4 @@ mod newcomer;
 mod rot;
 mod storage;
 mod strangers;
+mod tls;

@@ -52,7 +52,7 @@ fn prelude(header_bytes: u32, body_bytes: u32) -> Vec<u8> {
     bytes
 }
 
-/// Row 40, but for what needs certificates.
+/// Row 40; what needs certificates is in `tls.rs`.
 #[test]
 fn strangers_are_closed_and_cost_little_while_the_node_serves() {
     let mut files = getrlimit(Resource::Nofile);

@@ -54,6 +54,11 @@ pub struct Node {
 impl Cluster {
     /// `nodes` nodes, of which `mounted` are mounted, all answering.
     pub fn start(nodes: u64, mounted: impl IntoIterator<Item = u64>) -> Cluster {
+        Cluster::start_with(nodes, mounted, &[])
+    }
+
+    /// The same with more words for `keelfs cluster start`.
+    pub fn start_with(nodes: u64, mounted: impl IntoIterator<Item = u64>, more: &[&str]) -> Cluster {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         demand_fuse();
         let root = tempfile::Builder::new().prefix("keelfs-test-").tempdir().expect("a temporary directory");
@@ -71,6 +76,7 @@ impl Cluster {
         if cluster.mounts.is_empty() {
             arguments.push("--no-mount".into());
         }
+        arguments.extend(words(more));
         println!("start {nodes} nodes in {}, mounts {:?}", cluster.root.path().display(), cluster.mounts.keys());
         cluster.command(arguments).expect_success();
         cluster.wait_until_whole();
