@@ -142,7 +142,8 @@ fn keys_are_made_where_nobody_else_can_read_them_and_used_by_directory() {
     refused(&keelfs(dir.path(), &["keys", "node", "laptop", "n2"]), 1, &["cannot read laptop/ca-key.pem"]);
 
     let cluster = "6f1c0fd0-6a3b-4c46-9f3c-0123456789ab";
-    let init = ["init", "--data", "d1", "--cluster", cluster, "--node", "1", "--member", "1=127.0.0.1:1"];
+    // No address of this machine: if the keys were taken, it would end all the same.
+    let init = ["init", "--data", "d1", "--cluster", cluster, "--node", "1", "--member", "1=192.0.2.1:1"];
     assert!(keelfs(dir.path(), &init).status.success());
     let serve = |keys: &str| keelfs(dir.path(), &["serve", "--data", "d1", "--tls", keys]);
     refused(&serve("laptop"), 1, &["keys of a client", "keelfs keys node"]);
@@ -152,7 +153,8 @@ fn keys_are_made_where_nobody_else_can_read_them_and_used_by_directory() {
     }
     refused(&serve("n1"), 1, &["n1/key.pem", "0644", "chmod 600 n1/key.pem"]);
     refused(&keelfs(dir.path(), &["keys", "node", "authority", "n2"]), 1, &["chmod 600 authority/ca-key.pem"]);
-    for words in [&["status", "--node", "127.0.0.1:1"][..], &["mount", "127.0.0.1:1", "."]] {
+    std::fs::create_dir(dir.path().join("m")).unwrap();
+    for words in [&["status", "--node", "127.0.0.1:1"][..], &["mount", "127.0.0.1:1", "m"]] {
         refused(&keelfs(dir.path(), &[words, &["--tls", "laptop"]].concat()), 1, &["chmod 600", "laptop/key.pem"]);
     }
     let open = ["serve", "--data", "d1", "--listen", "0.0.0.0:1"];
