@@ -96,7 +96,7 @@ impl Remote {
             }
         }
         match refusal {
-            Some(why) => Err(CliError::failed(format!("{why}; see `keelfs keys` and --tls for keys"))),
+            Some(why) => Err(CliError::failed(why.to_string())),
             None => Ok(()),
         }
     }
