@@ -19,7 +19,7 @@
 //! | `disks` | how full the members' disks are, and what that means for commands |
 //! | `keeper` | when to snapshot, purge and reclaim |
 //! | `settings` | Raft's timing, and how much of the log is kept |
-//! | `replica` | what other rooms use |
+//! | `replica`, `start` | what other rooms use, and how it is put together |
 //!
 //! Absent on purpose: lease reads (they need a margin for clock drift that openraft's have not), automatic initializing,
 //! retries of proposals (`volume` does them, with the same request).
@@ -53,6 +53,7 @@ mod scrub;
 mod server;
 mod settings;
 mod snapshot;
+mod start;
 mod store;
 mod tail;
 mod types;

@@ -2,23 +2,16 @@
 
 use super::Machine;
 use super::clock::{self, Clock};
-use super::compare::{Comparer, Comparison};
+use super::compare::Comparison;
 use super::disks::{Disks, Verdict, Voters};
-use super::ending::{Ending, Endings, storage_error};
-use super::intake::Target;
+use super::ending::{Ending, Endings};
 use super::introduce::{self, Registrar, noted};
-use super::keeper::Keeper;
 use super::membership::Member;
-use super::mend::{self, Mender};
-use super::network::Network;
 use super::payload;
-use super::peers::Peers;
 use super::publish::Published;
-use super::rescue;
-use super::scrub::{ScrubHandle, ScrubStatus, Scrubber};
+use super::scrub::{ScrubHandle, ScrubStatus};
 use super::server::Server;
-use super::settings::{Timing, Tuning, config};
-use super::store::{Store, blocking};
+use super::store::blocking;
 use super::types::*;
 use crate::fs::{
     Answer, ClusterTime, Command, Credentials, Expected, LogIndex, NodeStart, Outcome, Query, Refusal, Request,
@@ -26,7 +19,7 @@ use crate::fs::{
 };
 use crate::limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX};
 use crate::log::{Body, Log, StorageError};
-use crate::net::{Caller, Expulsion, Identity, Judge, Message, NodeId, Start};
+use crate::net::{Caller, Expulsion, Judge, Message, NodeId, Start};
 use crate::seeded::{Bug, planted};
 use anyhow::Context;
 use bytes::Bytes;
@@ -40,11 +33,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Bytes of proposals that are in flight on a leader: queued, replicated, not yet applied.
-const PROPOSED_BYTES_MAX: usize = 64 << 20;
+pub(super) const PROPOSED_BYTES_MAX: usize = 64 << 20;
 /// What even the smallest proposal counts for, so that their number is bounded too: 4096.
 const PROPOSAL_BYTES_MIN: usize = 16 << 10;
 /// Bytes that the times of a stamp may add to an encoded command.
@@ -91,126 +84,30 @@ pub struct ReplicaStatus {
 /// One node's replica of the file system: its Raft, its log, its published state. Clones are the same replica.
 #[derive(Clone)]
 pub struct Replica {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
-    own: NodeId,
-    start: Start,
-    raft: Raft<Types, Machine>,
-    log: Log,
-    published: Arc<Published>,
-    clock: Clock,
-    server: Server,
-    proposed_bytes: Arc<Semaphore>,
-    leader: watch::Receiver<Option<NodeId>>,
-    endings: Endings,
-    compared: Arc<parking_lot::Mutex<Comparison>>,
-    scrub: ScrubHandle,
-    disks: Arc<Disks>,
-    registrar: Arc<Registrar>,
+pub(super) struct Inner {
+    pub(super) own: NodeId,
+    pub(super) start: Start,
+    pub(super) raft: Raft<Types, Machine>,
+    pub(super) log: Log,
+    pub(super) published: Arc<Published>,
+    pub(super) clock: Clock,
+    pub(super) server: Server,
+    pub(super) proposed_bytes: Arc<Semaphore>,
+    pub(super) leader: watch::Receiver<Option<NodeId>>,
+    pub(super) endings: Endings,
+    pub(super) compared: Arc<parking_lot::Mutex<Comparison>>,
+    pub(super) scrub: ScrubHandle,
+    pub(super) disks: Arc<Disks>,
+    pub(super) registrar: Arc<Registrar>,
     /// A node that has not answered for so long counts as dead.
-    silence_max: Duration,
-    stop: CancellationToken,
+    pub(super) silence_max: Duration,
+    pub(super) stop: CancellationToken,
 }
 
 impl Replica {
-    /// Load the newest snapshot, replay what is known to be committed behind it, start Raft. `members` says where nodes
-    /// are as long as there is no membership.
-    pub async fn start_tuned(
-        own: Identity,
-        log: Log,
-        members: BTreeMap<NodeId, SocketAddr>,
-        timing: Timing,
-        tuning: Tuning,
-    ) -> anyhow::Result<Replica> {
-        let node = own.node.context("a replica needs a node id")?;
-        let endings = Endings::default();
-        watch_log(&log, endings.clone());
-        let (start, registrar) = (own.start, Arc::<Registrar>::default());
-        let peers = Arc::new(Peers::new(own, members, registrar.clone()));
-        let machine = load(&log, &peers, &endings).await?;
-        if let Some(snapshot) = machine.loaded() {
-            mend::drop_damaged_margin(&log, snapshot).await.context("cannot purge the log")?;
-        }
-        let published = machine.published();
-        registrar.judge_by(published.clone());
-        let disks = Arc::new(Disks::new(node, log.clone()));
-        let network = Network { peers: peers.clone(), log: log.clone(), disks: disks.clone() };
-        let mender = Arc::new(Mender { log: log.clone(), peers: peers.clone() });
-        let store = Store::new(log.clone(), Some(mender.clone()), endings.clone());
-        let raft = Raft::new(node, config(timing)?, network, store, machine).await;
-        // Met on the way, it says more than what openraft made of it.
-        let met = endings.first();
-        let raft = raft.map_err(|e| met.map_or_else(|| e.into(), Ending::into_error)).context("cannot start raft")?;
-
-        registrar.follow(raft.clone());
-
-        let stop = CancellationToken::new();
-        let space = Arc::new(Mutex::new(()));
-        tokio::spawn(introduce::introduce(raft.clone(), peers.clone(), node, stop.clone()));
-        let target = Target {
-            raft: raft.clone(),
-            log: log.clone(),
-            peers,
-            published: published.clone(),
-            space,
-            mending: Arc::default(),
-        };
-        let keeper = Keeper {
-            raft: raft.clone(),
-            log: log.clone(),
-            published: published.clone(),
-            space: target.space.clone(),
-            tuning,
-            disks: disks.clone(),
-        };
-        tokio::spawn(keeper.run(stop.clone()));
-        let (tell_leader, leader) = watch::channel(None);
-        tokio::spawn(watch_raft(raft.clone(), node, tell_leader, endings.clone(), stop.clone()));
-        let compared = Arc::default();
-        let comparer = Comparer {
-            own: node,
-            raft: raft.clone(),
-            peers: target.peers.clone(),
-            published: published.clone(),
-            endings: endings.clone(),
-            last: Arc::clone(&compared),
-        };
-        tokio::spawn(comparer.run(stop.clone()));
-        let rate = tuning.scrub_bytes_per_second;
-        let scrub = Scrubber { raft: raft.clone(), target: target.clone(), mender, rate }.start(stop.clone());
-        let server = Server {
-            raft: raft.clone(),
-            target,
-            intake: Arc::default(),
-            lanes: Arc::default(),
-            exports: Arc::default(),
-            disks: disks.clone(),
-        };
-        let proposed_bytes = Arc::new(Semaphore::new(PROPOSED_BYTES_MAX));
-        let clock = Clock::default();
-        let inner = Inner {
-            own: node,
-            start,
-            raft,
-            log,
-            published,
-            clock,
-            server,
-            proposed_bytes,
-            leader,
-            endings,
-            compared,
-            scrub,
-            disks,
-            registrar,
-            silence_max: timing.election_max * 2,
-            stop,
-        };
-        Ok(Replica { inner: Arc::new(inner) })
-    }
-
     /// Once in a cluster's life, on one node with an empty log.
     pub async fn initialize(&self, members: BTreeMap<NodeId, SocketAddr>) -> anyhow::Result<()> {
         let nodes: BTreeMap<u64, Member> = members.into_iter().map(|(id, at)| (id, Member::at(at))).collect();
@@ -533,7 +430,7 @@ fn judge_early(state: &State, command: &mut Command) {
 }
 
 /// The leader as the metrics have it; this node only if it does lead.
-fn leader_of(metrics: &RaftMetrics<Types>, own: NodeId) -> Option<NodeId> {
+pub(super) fn leader_of(metrics: &RaftMetrics<Types>, own: NodeId) -> Option<NodeId> {
     metrics.current_leader.filter(|leader| *leader != own || metrics.state.is_leader())
 }
 
@@ -567,61 +464,5 @@ async fn write(
         // Rejected before it was appended.
         Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward, own)),
         Ok(Err(_)) | Err(_) => Err(ReplicaError::Unknown),
-    }
-}
-
-/// The machine as the newest snapshot has it; a damaged one is replaced by a peer's state, if the log alone will not do.
-async fn load(log: &Log, peers: &Arc<Peers>, endings: &Endings) -> anyhow::Result<Machine> {
-    let load = async || Machine::load(log.clone(), endings.clone()).await;
-    let loaded = match load().await {
-        Err(error) => match storage_error(&error) {
-            Some(damage @ StorageError::Damaged { .. }) => {
-                rescue::fetch_snapshot(log, peers, damage).await?;
-                load().await
-            }
-            _ => Err(error),
-        },
-        loaded => loaded,
-    };
-    loaded.context("cannot load the newest snapshot")
-}
-
-fn watch_log(log: &Log, endings: Endings) {
-    log.on_failure(Box::new(move |error| endings.tell(Ending::Storage(error))));
-}
-
-/// Pass on who leads, and whether Raft has ended, as the metrics change.
-async fn watch_raft(
-    raft: Raft<Types, Machine>,
-    own: NodeId,
-    leader: watch::Sender<Option<NodeId>>,
-    endings: Endings,
-    stop: CancellationToken,
-) {
-    let mut metrics = raft.metrics();
-    loop {
-        let (now, running) = {
-            let metrics = metrics.borrow_and_update();
-            (leader_of(&metrics, own), metrics.running_state.clone())
-        };
-        if leader.send_if_modified(|before| std::mem::replace(before, now) != now) {
-            match now {
-                Some(node) => tracing::info!("node {node} leads"),
-                None => tracing::info!("no leader is known"),
-            }
-        }
-        let ended = match running {
-            Err(fatal) => Some(fatal.to_string()),
-            Ok(()) => tokio::select! {
-                changed = metrics.changed() => changed.err().map(|_| "raft has ended".to_string()),
-                () = stop.cancelled() => return,
-            },
-        };
-        if let Some(why) = ended {
-            if !stop.is_cancelled() {
-                endings.tell(Ending::Raft(why));
-            }
-            return;
-        }
     }
 }

@@ -582,7 +582,8 @@ async fn who_is_asked_for_copies_are_the_members_of_now_and_before_that_is_known
     let mut cluster = Cluster::start(3).await;
     cluster.put("file", body(1, 10)).await;
     let leader = cluster.leader().await;
-    let own = Identity { cluster: uuid::Uuid::from_u128(1), node: Some(leader.id()), start: Start::default() };
+    let own =
+        Identity { cluster: uuid::Uuid::from_u128(1), node: Some(leader.id()), start: Start::default(), keys: None };
     let registrar = Arc::<Registrar>::default();
     let peers = Peers::new(own, cluster.addresses(), registrar.clone());
     let others = || peers.others().into_iter().map(|(node, _)| node).collect::<Vec<_>>();

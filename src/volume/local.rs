@@ -59,18 +59,11 @@ impl Local {
     }
 
     pub(super) async fn submit(&self, request: &Request, body: &Bytes, deadline: Instant) -> Verdict {
-        self.submit_unless(request, body, deadline, pending()).await
+        self.inner.forwarder.submit(request, body, deadline, pending()).await
     }
 
-    /// The same, until the caller gives up: for those who can ask another node.
-    pub(super) async fn submit_unless(
-        &self,
-        request: &Request,
-        body: &Bytes,
-        deadline: Instant,
-        give_up: impl Future<Output = ()>,
-    ) -> Verdict {
-        self.inner.forwarder.submit(request, body, deadline, give_up).await
+    pub(super) fn forwarder(&self) -> &Forwarder<Replica> {
+        &self.inner.forwarder
     }
 
     /// Propose what no client may, wherever the leader is. `false`: not carried out, or that is not known.

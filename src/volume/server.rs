@@ -140,7 +140,7 @@ impl Server {
 
     async fn submit(&self, request: Request, body: Bytes, deadline: Instant) -> Verdict {
         match may_be_proposed(&request, &body) {
-            Ok(()) => self.local.submit_unless(&request, &body, deadline, self.leaderless()).await,
+            Ok(()) => self.local.forwarder().submit(&request, &body, deadline, self.leaderless()).await,
             Err(refusal) => Verdict::Outcome { outcome: Err(refusal), doubt: false },
         }
     }
