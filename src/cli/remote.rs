@@ -48,6 +48,10 @@ impl Remote {
             (Some(nodes), _, _) => at(nodes.clone()),
             (None, Some(dir), _) => Remote::of_cluster(&ClusterDir::load(dir)?, args.timeout),
             (None, None, Some(nodes)) => at(nodes),
+            (None, None, None) if ClusterDir::exists(here) && args.tls.is_some() => Err(CliError::usage(format!(
+                "--tls is for nodes that are named with --node HOST:PORT (or {NODES_VARIABLE}); the cluster in {DEFAULT_DIR} \
+                 has its own keys, or none"
+            ))),
             (None, None, None) if ClusterDir::exists(here) => {
                 Remote::of_cluster(&ClusterDir::load(here)?, args.timeout)
             }

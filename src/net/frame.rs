@@ -30,9 +30,9 @@ pub(super) const MAGIC: [u8; 2] = *b"kf";
 const MAGIC_OF_TLS: [u8; 2] = [0x16, 0x03];
 const PRELUDE_BYTES: usize = 32;
 const CHECKED_BYTES: usize = 24;
-/// What a sender must at least keep up, in bytes a second, once a frame has begun.
+/// What a sender must at least keep up, in bytes a second, once a frame has begun; and who is sent answers.
 const RATE_MIN: usize = 1 << 20;
-/// Time for any frame, however small, to arrive once it has begun.
+/// Time for any frame, however small, to pass once it has begun.
 const FRAME_TIME: Duration = Duration::from_secs(5);
 
 /// An error of the kind `Unsupported`.
@@ -170,9 +170,10 @@ async fn read_bytes(from: &mut (impl AsyncRead + Unpin), length: usize) -> Resul
     Ok(bytes.freeze())
 }
 
-async fn in_time<T>(bytes: usize, read: impl Future<Output = Result<T>>) -> Result<T> {
+/// Read or write so many bytes, at the least rate.
+pub(super) async fn in_time<T>(bytes: usize, work: impl Future<Output = Result<T>>) -> Result<T> {
     let time = FRAME_TIME + Duration::from_secs((bytes / RATE_MIN) as u64);
-    tokio::time::timeout(time, read).await.map_err(|_| Error::new(ErrorKind::TimedOut, "a frame took too long"))?
+    tokio::time::timeout(time, work).await.map_err(|_| Error::new(ErrorKind::TimedOut, "a frame took too long"))?
 }
 
 fn bounded(what: &str, length: usize, limit: usize) -> Result<usize> {

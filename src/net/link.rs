@@ -212,9 +212,27 @@ impl Connection {
 }
 
 async fn write_requests(mut write: impl AsyncWrite + Unpin, mut frames: mpsc::Receiver<Outgoing>) -> String {
-    match write_frames(&mut write, &mut frames).await {
+    match write_frames(&mut write, &mut frames, Pace::Any).await {
         Ok(()) => "the link was dropped".into(),
         Err(e) => e.to_string(),
+    }
+}
+
+/// How slowly the other end may take what is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// A server takes requests when it has room for them.
+    Any,
+    /// Who asks must take the answers in as fast as it must send: until then they take room that all callers share.
+    Steady,
+}
+
+impl Pace {
+    async fn keep(self, bytes: usize, write: impl Future<Output = std::io::Result<()>>) -> std::io::Result<()> {
+        match self {
+            Pace::Any => write.await,
+            Pace::Steady => frame::in_time(bytes, write).await,
+        }
     }
 }
 
@@ -222,6 +240,7 @@ async fn write_requests(mut write: impl AsyncWrite + Unpin, mut frames: mpsc::Re
 pub(super) async fn write_frames(
     write: &mut (impl AsyncWrite + Unpin),
     frames: &mut mpsc::Receiver<Outgoing>,
+    pace: Pace,
 ) -> std::io::Result<()> {
     let mut batch = Vec::with_capacity(QUEUE_FRAMES_MAX);
     let mut copied = BytesMut::new();
@@ -233,14 +252,15 @@ pub(super) async fn write_frames(
             if frame.message.body.len() <= COPIED_BYTES_MAX {
                 copied.extend_from_slice(&frame.message.body);
             } else {
-                write.write_all_buf(&mut (&mut copied).chain(frame.message.body)).await?;
+                let mut pieces = (&mut copied).chain(frame.message.body);
+                pace.keep(pieces.remaining(), write.write_all_buf(&mut pieces)).await?;
             }
             if copied.len() >= BATCH_BYTES {
-                write.write_all_buf(&mut copied).await?;
+                pace.keep(copied.len(), write.write_all_buf(&mut copied)).await?;
             }
         }
-        write.write_all_buf(&mut copied).await?;
-        write.flush().await?;
+        pace.keep(copied.len(), write.write_all_buf(&mut copied)).await?;
+        pace.keep(0, write.flush()).await?;
         rooms.clear();
     }
     Ok(())

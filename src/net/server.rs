@@ -2,7 +2,7 @@
 
 use super::frame::{self, Direction, Frame, Outgoing};
 use super::handshake::{self, HANDSHAKE_TIME, Hello};
-use super::link::write_frames;
+use super::link::{Pace, write_frames};
 use super::tls;
 use super::wire::{Listener, Wire};
 use super::{Caller, Expulsion, Identity, Message, NodeId, Start};
@@ -149,7 +149,7 @@ impl<H: Handler> Server<H> {
         let (answers, mut frames) = mpsc::channel(CALLS_MAX);
         let ended = tokio::select! {
             ended = self.read_requests(read, &caller, bytes, answers, gone) => ended,
-            ended = write_frames(&mut write, &mut frames) => ended,
+            ended = write_frames(&mut write, &mut frames, Pace::Steady) => ended,
         };
         if let Err(e) = ended {
             tracing::debug!("the connection from {address} ended: {e}");

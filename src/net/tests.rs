@@ -207,6 +207,18 @@ async fn poke(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
+/// Before a byte of it is waited for, or given room.
+#[tokio::test]
+async fn lengths_beyond_the_limits_are_refused_at_once() {
+    let head = frame::Frame { direction: frame::Direction::Request, call: 0, message: message(1, b"h", "") }.head();
+    for (at, what) in [(16, "header"), (20, "body")] {
+        let mut bytes = head.to_vec();
+        bytes[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+        let refused = frame::read_prelude(&mut &bytes[..]).await.err().expect("a refusal").to_string();
+        assert!(refused.starts_with(&format!("{what} of 4294967295 bytes")), "{refused}");
+    }
+}
+
 #[tokio::test]
 async fn garbage_and_huge_lengths_close_the_connection() {
     let (address, _server) = server().await;

@@ -33,7 +33,7 @@ pub use server::Server;
 pub use session::sessionless;
 pub use status::NodeStatus;
 
-use crate::fs::{Answer, Command, Credentials, Ino, LockMode, LogIndex, Query, Refusal, Reply, Request, SessionId};
+use crate::fs::{Answer, Command, Credentials, Ino, LogIndex, Query, Refusal, Reply, Request, SessionId};
 use crate::limits::{BODY_BYTES_MAX, SESSION_LABEL_BYTES_MAX};
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
@@ -273,7 +273,7 @@ impl Shared {
             if within.is_some_and(|only| only != session.id) {
                 return Err(Refusal::SessionEnded.into());
             }
-            if takes_back(&command) {
+            if is_about_locks(&command) {
                 session.pass_doubts(deadline).await.ok_or(Failure::NoMajority)?;
             }
             let ticket = session.begin(deadline).await.ok_or(Failure::NoMajority)?;
@@ -347,12 +347,10 @@ impl Shared {
 }
 
 /// What a caller may know of a verdict.
-/// Whether a command ends what an earlier one may have got, which must not be executed after it.
-fn takes_back(command: &Command) -> bool {
-    matches!(
-        command,
-        Command::CancelLock { .. } | Command::ReleaseOwner { .. } | Command::Lock { mode: LockMode::Unlock, .. }
-    )
+/// Whether a command is undone by an earlier one of the same program that is executed after it: an unlock that nobody waits
+/// for any more would take the lock that was got since, and a lock stay for ever that had been given back.
+fn is_about_locks(command: &Command) -> bool {
+    matches!(command, Command::Lock { .. } | Command::CancelLock { .. } | Command::ReleaseOwner { .. })
 }
 
 /// Whether the command was executed or never will be.

@@ -30,11 +30,13 @@ const LEFT_BEHIND_PATIENCE: Duration = Duration::from_millis(200);
 pub struct Server {
     local: Local,
     status: Arc<dyn Fn() -> NodeStatus + Send + Sync>,
+    /// Held by the one check that runs: it cannot be stopped, and its thread is one of those that read the log.
+    checking: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Server {
     pub fn new(local: Local, status: impl Fn() -> NodeStatus + Send + Sync + 'static) -> Server {
-        Server { local, status: Arc::new(status) }
+        Server { local, status: Arc::new(status), checking: Arc::default() }
     }
 
     /// Answer one message, within the time that it grants. `from`: the node that sent it, if it was one.
@@ -187,9 +189,14 @@ impl Server {
     }
 
     async fn check(&self) -> Told {
+        let one_at_a_time = self.checking.clone().lock_owned().await;
         let root = self.local.replica().state();
         // Minutes for millions of inodes, on a thread where that holds nobody up.
-        match tokio::task::spawn_blocking(move || root.check()).await {
+        let check = move || {
+            let _one_at_a_time = one_at_a_time;
+            root.check()
+        };
+        match tokio::task::spawn_blocking(check).await {
             Ok(checked) => Told::Checked(checked.err().map(|broken| broken.to_string())),
             Err(e) => Told::Failed(Failure::Stopped(e.to_string())),
         }

@@ -3,8 +3,8 @@
 //! `first_outstanding` is the lowest number that has neither been answered nor given up. It travels with every request and
 //! lets the cluster forget the replies below it. A number is given up when its caller stops waiting: from then on a late
 //! copy of the request is refused (`GivenUp`) instead of being executed behind the caller's back, as soon as the numbers
-//! below it are done too. A command that takes back what others may have got waits for that moment
-//! ([`Session::pass_doubts`]): executed before one of them, it would take back nothing.
+//! below it are done too. A command that would be undone by an older one executed after it waits for that moment
+//! ([`Session::pass_doubts`]).
 //!
 //! The distance from `first_outstanding` to the newest number is bounded, not only how many are out: the cluster keeps the
 //! replies of everything in between.
@@ -88,15 +88,13 @@ impl Session {
         Some(Ticket { session: self.clone(), sequence: Sequence(sequence), first_outstanding, answered: false })
     }
 
-    /// Wait until whatever has been given up can be executed no more, once a later command has been. `None`: not in time.
+    /// Wait until whatever has been given up so far can be executed no more, once a later command has been. `None`: not in
+    /// time.
     pub(super) async fn pass_doubts(&self, deadline: Instant) -> Option<()> {
+        let doubtful = self.window.lock().doubtful;
         loop {
             let slid = self.slid.notified();
-            let is_passed = {
-                let window = self.window.lock();
-                window.doubtful < window.first_outstanding()
-            };
-            if is_passed {
+            if self.window.lock().first_outstanding() > doubtful {
                 return Some(());
             }
             timeout_at(deadline.into(), slid).await.ok()?;

@@ -2,7 +2,7 @@
 //! answers are lost, requests are held back and sessions end.
 
 use super::*;
-use crate::fs::{AttributeChanges, ClusterTime, NewNode, Piece, Stamp, State, Timestamp};
+use crate::fs::{AttributeChanges, ClusterTime, LockMode, NewNode, Piece, Stamp, State, Timestamp};
 use crate::limits::SESSION_TTL_NS;
 use crate::net::{Caller, Handler, Identity, Message, Server as NetServer};
 use protocol::{Ask, Told};
@@ -203,6 +203,39 @@ async fn a_late_copy_of_a_command_that_was_given_up_changes_nothing() {
     let (request, body) = cluster.inner.lock().held.pop().unwrap();
     assert_eq!(cluster.apply(&request, &body), Err(Refusal::GivenUp));
     assert_eq!(volume.read(ino, 0, 100, later()).await.unwrap(), "ok");
+}
+
+/// Even if a number below keeps the given-up one alive.
+#[tokio::test]
+async fn an_unlock_that_was_given_up_never_takes_the_lock_that_was_got_since() {
+    let cluster = Cluster::new();
+    let (address, _guard) = cluster.serve().await;
+    let volume = client(&[address]);
+    let ino = make_file(&volume).await;
+    let session = volume.session(later()).await.unwrap();
+    let (owner, range) = (crate::fs::LockOwner::Flock(1), crate::fs::LockRange { start: 0, end: u64::MAX });
+    let lock = |mode| Command::Lock { ino, owner, range, mode, pid: 1, wait: false };
+    let soon = || Instant::now() + Duration::from_millis(300);
+    assert!(matches!(submit(&volume, lock(LockMode::Exclusive), "").await, Ok(Reply::Locked { .. })));
+    cluster.fates(&[Fate::Held, Fate::Held]);
+    let below = tokio::spawn({
+        let volume = volume.clone();
+        async move { submit(&volume, append(ino), "xx").await }
+    });
+    while cluster.inner.lock().held.is_empty() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let unlock = volume.submit(Credentials::default(), lock(LockMode::Unlock), Bytes::new(), soon()).await;
+    assert_eq!(unlock, Err(Failure::Unknown));
+    let again = volume.submit(Credentials::default(), lock(LockMode::Exclusive), Bytes::new(), soon()).await;
+    assert_eq!(again, Err(Failure::NoMajority), "not before the number below is done");
+    below.abort();
+    assert!(below.await.unwrap_err().is_cancelled());
+    assert!(matches!(submit(&volume, lock(LockMode::Exclusive), "").await, Ok(Reply::Locked { .. })));
+    let (request, body) = cluster.inner.lock().held.pop().unwrap();
+    assert_eq!(cluster.apply(&request, &body), Err(Refusal::GivenUp));
+    let standing = volume.query(Query::LockStanding { ino, session, owner, range }, later()).await;
+    assert!(matches!(standing, Ok(Answer::LockStanding(crate::fs::LockStanding::Held { .. }))), "{standing:?}");
 }
 
 #[tokio::test]

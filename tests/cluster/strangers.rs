@@ -44,7 +44,7 @@ fn expect_closed(mut stream: TcpStream, what: &str) {
 
 /// The prelude of a frame whose header or body is said to have this many bytes.
 fn prelude(header_bytes: u32, body_bytes: u32) -> Vec<u8> {
-    let mut bytes = b"kf\x01\xff\0\0\0\0".to_vec();
+    let mut bytes = b"kf\x02\xff\0\0\0\0".to_vec();
     bytes.extend_from_slice(&0u64.to_le_bytes());
     bytes.extend_from_slice(&header_bytes.to_le_bytes());
     bytes.extend_from_slice(&body_bytes.to_le_bytes());

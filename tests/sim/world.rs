@@ -5,7 +5,7 @@
 //! First comes a phase with faults (safety), then all is healed, and everything must come to an end (liveness).
 
 use crate::clients::{self, Diary};
-use crate::invariants::{Held, Invariants};
+use crate::invariants::{Held, Invariants, expiry};
 use crate::nemesis::Nemesis;
 use crate::network::{self, Host, Network, TICK_MS};
 use crate::node::{self, Machine, NODES, Node, Site, Standing};
@@ -204,7 +204,10 @@ impl World {
         let equal = states
             .windows(2)
             .all(|pair| pair[0].1.applied() == pair[1].1.applied() && pair[0].1.hash() == pair[1].1.hash());
-        (!equal).then(|| format!("the nodes have applied up to {applied:?}, or differ"))
+        if !equal {
+            return Some(format!("the nodes have applied up to {applied:?}, or differ"));
+        }
+        expiry::late(&self.site.diary, &replicas)
     }
 
     fn tick(&mut self, faults: bool) -> Held {
