@@ -83,6 +83,8 @@ pub struct Memory {
     pub segments: BTreeMap<u32, Arc<Segment>>,
     /// Sequence of the segment that is written.
     pub active: u32,
+    /// The segment in which the batch under way began: where its records are is told when all of them are durable.
+    pub batch_from: u32,
     /// Bytes that the segment which is written still takes.
     pub active_rest: u64,
     /// Segments and spares that are being made: neither free any more nor there yet.
@@ -111,6 +113,7 @@ impl Memory {
             imports: BTreeMap::new(),
             segments,
             active,
+            batch_from: active,
             active_rest: 0,
             in_making: 0,
             spares: Vec::new(),

@@ -15,7 +15,7 @@ use super::StorageError;
 use super::format::{LARGE_BODY_BYTES, Place};
 use super::queue::Shared;
 use super::segment::Segment;
-use super::space::{allocate, rename, spare_name};
+use super::space::{allocate, rename, spare_name, with_slack};
 
 /// Bodies that are looked at under one hold of the lock.
 const STEP_BODIES: usize = 1024;
@@ -36,7 +36,7 @@ impl Shared {
     pub fn horizon(&self, memory: &mut super::queue::Memory) -> Horizon {
         Horizon {
             purged_next: memory.index.purged.map_or(0, |purged| purged.index + 1),
-            segment: memory.index.first_segment().unwrap_or(memory.active).min(memory.active),
+            segment: memory.index.first_segment().unwrap_or(memory.active).min(memory.batch_from),
             active: memory.active,
             dead: std::mem::take(&mut memory.index.dead),
         }
@@ -72,7 +72,8 @@ impl Shared {
 
     /// Remove the segments below this one of which nothing is needed.
     pub fn remove_segments(&self, below: u32) -> Result<(), StorageError> {
-        for segment in self.detach_segments(below) {
+        let mut detached = self.detach_segments(below).into_iter();
+        while let Some(segment) = detached.next() {
             let operation = |operation| move |source| (operation, source);
             let name = super::segment::segment_name(segment.header.sequence);
             let removed = (|| {
@@ -82,7 +83,12 @@ impl Shared {
                 }
                 self.retire(&segment, &name).map_err(operation("remove"))
             })();
-            removed.map_err(|(operation, source)| segment.io(operation, source))?;
+            if let Err((operation, source)) = removed {
+                // Those that stay go on to pin what truncates them.
+                let stay = std::iter::once(segment.clone()).chain(detached);
+                self.memory.lock().segments.extend(stay.map(|segment| (segment.header.sequence, segment)));
+                return Err(segment.io(operation, source));
+            }
         }
         Ok(())
     }
@@ -131,22 +137,24 @@ impl Shared {
         Ok(())
     }
 
+    /// What cannot be punched now, or lies where it may still be written, is for the next time.
     fn punch(&self, dead: Vec<Place>, active: u32) -> Result<(), StorageError> {
-        for (i, place) in dead.iter().enumerate() {
-            if place.segment >= active {
+        let (mut later, mut met) = (Vec::new(), Ok(()));
+        for place in dead {
+            if place.segment >= active || met.is_err() {
+                later.push(place);
                 continue;
             }
             let segment = self.memory.lock().segments.get(&place.segment).cloned();
             if let Some(segment) = segment.filter(|_| place.body >= LARGE_BODY_BYTES) {
-                let punched = segment.file.punch_hole(place.body_at(), place.body as u64);
-                if let Err(error) = punched {
-                    self.memory.lock().index.dead.extend_from_slice(&dead[i..]);
-                    return Err(segment.io("punch a hole into", error));
+                let punch = || segment.file.punch_hole(place.body_at(), place.body as u64);
+                if let Err(error) = with_slack(&*self.disk, punch) {
+                    later.push(place);
+                    met = Err(segment.io("punch a hole into", error));
                 }
             }
         }
-        let later = dead.into_iter().filter(|place| place.segment >= active);
         self.memory.lock().index.dead.extend(later);
-        Ok(())
+        met
     }
 }

@@ -42,6 +42,8 @@ const TORN_COPIES_MAX: usize = 4;
 
 /// Open or create the log on `disk`.
 pub fn recover(disk: &dyn Disk, options: &Options, supply: &Supply) -> Result<(Memory, Tail), StorageError> {
+    // The process before this one may have ended between a rename and its sync: what is built on now must not lose its name.
+    disk.sync_dir().map_err(|e| io(disk, "sync the directory of", "", e))?;
     let names = disk.list().map_err(|e| io(disk, "list", "", e))?;
     remove_unfinished(disk, &names)?;
     let mut sequences: Vec<u32> = names.iter().filter_map(|name| segment_sequence(name)).collect();
@@ -172,7 +174,7 @@ fn row_of(found: &Found) -> Option<Row> {
 /// Scan the last segment, cut what was never acknowledged, make the rest durable.
 fn open_tail(disk: &dyn Disk, segment: Arc<Segment>, replay: &mut Replay) -> Result<Tail, StorageError> {
     let mut scan = scan(&segment)?;
-    let Some(first) = scan.records.first().filter(|found| found.header.kind == Kind::State) else {
+    let Some(first) = scan.records.first().filter(|found| found.header.kind == Kind::State).copied() else {
         return Err(segment.damaged(HEADER_BYTES as u64, None, "the state at the head of the last segment"));
     };
     let proven = scan.durable.max(first.place.end());
@@ -197,7 +199,8 @@ fn open_tail(disk: &dyn Disk, segment: Arc<Segment>, replay: &mut Replay) -> Res
     segment.truncates.store(rows.iter().any(|row| row.kind == Kind::Truncate), Ordering::Relaxed);
     rows.iter().for_each(|row| replay.row(row));
     let controls = scan.records.last().map_or(1, |found| found.header.controls);
-    Ok(Tail { segment, end: scan.end, marked: proven, controls, rows, recorded })
+    let told = scan.records.iter().map(|found| found.header.durable as u64).max().unwrap_or(0);
+    Ok(Tail { segment, end: scan.end, marked: told.max(first.place.end()), controls, rows, recorded })
 }
 
 /// A missing entry shows by those around it. Where none follows the damage, nobody can say how many acknowledged ones were
@@ -282,7 +285,8 @@ fn keep_copy(disk: &dyn Disk, name: &str, bytes: &[u8]) -> Result<(), StorageErr
     match copied {
         Err(error) if is_full(&error) => {
             tracing::warn!(file = disk.path_of(name), "the disk is full: no copy of the torn write is kept");
-            disk.remove(name).map_err(|e| io(disk, "remove", name, e))?;
+            // There may be none.
+            let _ = disk.remove(name);
         }
         other => other.map_err(|e| io(disk, "write", name, e))?,
     }

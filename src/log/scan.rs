@@ -68,12 +68,12 @@ pub fn scan(segment: &Segment) -> Result<Scan, StorageError> {
             },
         };
         scan.junk_end = found.place.end();
+        scan.durable = scan.durable.max(found.header.durable as u64);
         if found.header.kind == Kind::Seal {
             scan.end = found.place.offset as u64;
             scan.sealed = true;
             return Ok(scan);
         }
-        scan.durable = scan.durable.max(found.header.durable as u64);
         scan.end = found.place.end();
         scan.records.push(found);
     }

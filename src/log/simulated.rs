@@ -167,8 +167,8 @@ impl SimulatedDisk {
     }
 
     /// From now on, allocating more than this many bytes in all fails with ENOSPC. As hard as XFS: a name that is not there
-    /// yet wants a free block, for the directory may have to grow, and allocating a range wants room for all of it, whether
-    /// the file has its blocks or not.
+    /// yet wants a free block, for the directory may have to grow, and so does a hole; allocating a range wants room for all
+    /// of it, whether the file has its blocks or not.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.world.lock().capacity = bytes;
     }
@@ -605,7 +605,11 @@ impl DiskFile for SimulatedFile {
     }
 
     fn punch_hole(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        self.world.lock().change(Change::Hole { inode: self.inode, offset, bytes })
+        let mut world = self.world.lock();
+        if world.free_bytes() < BLOCK_BYTES {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        world.change(Change::Hole { inode: self.inode, offset, bytes })
     }
 
     fn length(&self) -> io::Result<u64> {

@@ -89,7 +89,10 @@ pub fn write_snapshot(
         return Err(error);
     }
     let bytes = sink.offset;
-    rename(disk, &temporary, &name).map_err(io("rename"))?;
+    rename(disk, &temporary, &name).map_err(|error| {
+        let _ = disk.remove(&temporary);
+        io("rename")(error)
+    })?;
     disk.sync_dir().map_err(io("sync the directory of"))?;
     for older in disk.list().map_err(io("list"))?.iter().filter(|name| snapshot_index(name) < Some(last.index)) {
         if is_snapshot(older) {
@@ -325,7 +328,11 @@ impl Source {
         let mut buffer = vec![0; self.buffer.len() + more];
         buffer[..self.buffer.len()].copy_from_slice(&self.buffer);
         let read = self.file.read_at(self.offset, &mut buffer[self.buffer.len()..]);
-        read.map_err(|source| StorageError::Io { operation: "read", file: self.path.clone(), source })?;
+        read.map_err(|source| match source.raw_os_error() {
+            // What the disk cannot read is as damaged as what reads wrongly: it can be had anew.
+            Some(libc::EIO) => self.damaged(&format!("the disk cannot read it: {source}")),
+            _ => StorageError::Io { operation: "read", file: self.path.clone(), source },
+        })?;
         self.offset += more as u64;
         self.buffer = buffer.into();
         Ok(())

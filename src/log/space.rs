@@ -6,7 +6,8 @@
 //! again; all but the last, which is kept for votes and for entries that free space.
 //!
 //! A spare that becomes a segment needs no block of its own, but its new name may: XFS and ext4 make a directory longer by
-//! a block. For that there is the slack, a small file that is removed when a rename meets a disk without a free block.
+//! a block. XFS also wants a few for a hole. For that there is the slack, a small file that is removed when a rename or a
+//! hole meets a disk without a free block.
 //!
 //! Who may use how much of it is decided above: see [`Room`].
 //!
@@ -57,9 +58,14 @@ pub fn relieved<T>(relieve: &dyn Fn() -> bool, mut work: impl FnMut() -> io::Res
     }
 }
 
-/// Rename; a disk that has no block left for the new name gets the slack back.
+/// Do this, which needs no more than a few blocks; a disk that has none left gets the slack back.
+pub fn with_slack<T>(disk: &dyn Disk, work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    relieved(&|| disk.remove(SLACK).is_ok(), work)
+}
+
+/// Rename; the new name may need a block.
 pub fn rename(disk: &dyn Disk, from: &str, to: &str) -> io::Result<()> {
-    relieved(&|| disk.remove(SLACK).is_ok(), || disk.rename(from, to))
+    with_slack(disk, || disk.rename(from, to))
 }
 
 /// Allocate all blocks of a file. Where it has them, a full disk is no obstacle: XFS (`xfs_alloc_file_space`) wants room

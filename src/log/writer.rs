@@ -352,6 +352,7 @@ impl Writer {
         }
         memory.cache.evict();
         memory.active_rest = rest(&self.segment, self.end, self.rows.len());
+        memory.batch_from = self.segment.header.sequence;
         drop(memory);
         calls.into_iter().for_each(|done| done(Ok(())));
         true

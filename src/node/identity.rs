@@ -33,7 +33,8 @@ const NODE_MAX: NodeId = u32::MAX as NodeId;
 const IDENTITY: &str = "identity.toml";
 const INCARNATION: &str = "incarnation";
 const RESERVE: &str = "reserve";
-const RESERVE_BYTES: u64 = 64 << 10;
+/// XFS wants room for whatever the making of a file might come to (`XFS_CREATE_SPACE_RES`), some 200 KiB.
+const RESERVE_BYTES: u64 = 1 << 20;
 
 /// What `init` is told.
 #[derive(Clone, Debug)]
@@ -203,13 +204,20 @@ impl DataDirectory {
     }
 
     /// Have some blocks that nobody else gets, for the next start on a full disk.
-    fn fill_reserve(&self) {
+    pub fn fill_reserve(&self) {
         let reserve = self.path.join(RESERVE);
-        if reserve.metadata().is_ok_and(|metadata| metadata.len() == RESERVE_BYTES) {
+        if reserve.metadata().is_ok_and(|metadata| metadata.len() >= RESERVE_BYTES) {
             return;
         }
-        if let Err(e) = std::fs::write(&reserve, vec![0xff; RESERVE_BYTES as usize]) {
-            tracing::warn!("cannot make {}: {e}", reserve.display());
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&reserve);
+        let filled = file.and_then(|mut file| {
+            file.write_all(&vec![0xff; RESERVE_BYTES as usize])?;
+            file.sync_all()
+        });
+        match filled {
+            Err(e) if is_full(&e) => tracing::debug!("no room for {} yet", reserve.display()),
+            Err(e) => tracing::warn!("cannot make {}: {e}", reserve.display()),
+            Ok(()) => {}
         }
     }
 

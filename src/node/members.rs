@@ -65,6 +65,7 @@ async fn note_members(replica: &Replica, directory: &mut DataDirectory) -> Infal
                 tracing::warn!("the membership was not noted, which only matters if the log is damaged: {e}");
             }
         }
+        directory.fill_reserve();
         sleep(LOOK_EVERY).await;
     }
 }

@@ -158,7 +158,7 @@ impl Target {
         tell: &watch::Sender<Progress>,
     ) -> io::Result<Vote> {
         let space = self.space.clone().lock_owned().await;
-        let state = import(&begin, queue).await?;
+        let (state, bytes) = import(&begin, queue).await?;
         let meta = begin.meta.snapshot_meta().map_err(io_error)?;
         let fetcher = self.fetcher(from, &meta.last_membership);
         let told = |bodies_fetched| drop(tell.send_replace(Progress::Working { bodies_fetched }));
@@ -166,7 +166,8 @@ impl Target {
         let doubtful = self.published.applied().0 + 1..u64::MAX;
         let bodies = fetcher.fetch_missing(&state, doubtful, told).await?;
         let (room, needed) = self.log.room_for_snapshot();
-        if room < needed {
+        // Ours may have been small: as a file this one is about as long as it was on its way.
+        if room < needed.max(bytes + bytes / 8) {
             return Err(io::Error::other("this node's disk is full: there is no room for a snapshot; make room on it"));
         }
         let received = Received { state, bodies, space };
@@ -227,8 +228,9 @@ impl Target {
 }
 
 /// Turn items into a state as they come.
-async fn import(begin: &SnapshotBegin, mut queue: mpsc::Receiver<Bytes>) -> io::Result<State> {
-    let mut importer = Importer::new();
+/// The state, and the bytes that it came in.
+async fn import(begin: &SnapshotBegin, mut queue: mpsc::Receiver<Bytes>) -> io::Result<(State, u64)> {
+    let (mut importer, mut bytes) = (Importer::new(), 0);
     loop {
         let body = match tokio::time::timeout(SILENCE_MAX, queue.recv()).await {
             Ok(Some(body)) => body,
@@ -237,8 +239,9 @@ async fn import(begin: &SnapshotBegin, mut queue: mpsc::Receiver<Bytes>) -> io::
         };
         if body.is_empty() {
             let meta = begin.meta.clone();
-            return blocking(move || snapshot::finish(importer, &meta)).await;
+            return Ok((blocking(move || snapshot::finish(importer, &meta)).await?, bytes));
         }
+        bytes += body.len() as u64;
         importer = blocking(move || {
             for item in messages::items(body).map_err(io_error)? {
                 snapshot::add(&mut importer, &item)?;

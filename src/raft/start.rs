@@ -16,14 +16,15 @@ use super::rescue;
 use super::scrub::Scrubber;
 use super::server::Server;
 use super::settings::{Timing, Tuning, config};
-use super::store::Store;
+use super::store::{Store, completion, durable};
 use super::types::*;
-use crate::log::{Log, StorageError};
+use crate::log::{EntryId, Log, StorageError};
 use crate::net::{Identity, NodeId};
 use anyhow::Context;
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver;
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::{Mutex, Semaphore, watch};
@@ -46,7 +47,9 @@ impl Replica {
         let peers = Arc::new(Peers::new(own, members, registrar.clone()));
         let machine = load(&log, &peers, &endings).await?;
         if let Some(snapshot) = machine.loaded() {
-            mend::drop_damaged_margin(&log, snapshot).await.context("cannot purge the log")?;
+            let what = "cannot purge the log";
+            begin_behind(&log, snapshot).await.context(what)?;
+            mend::drop_damaged_margin(&log, snapshot).await.context(what)?;
         }
         let published = machine.published();
         registrar.judge_by(published.clone());
@@ -141,6 +144,19 @@ async fn load(log: &Log, peers: &Arc<Peers>, endings: &Endings) -> anyhow::Resul
         loaded => loaded,
     };
     loaded.context("cannot load the newest snapshot")
+}
+
+/// Let go of what the snapshot covers, unless the log holds that very entry: a crash between writing a snapshot that came
+/// from a peer and the purge leaves entries that were never committed.
+async fn begin_behind(log: &Log, snapshot: EntryId) -> io::Result<()> {
+    let is_ahead = log.state().last_purged.is_some_and(|purged| purged.index >= snapshot.index);
+    if is_ahead || log.entry_id(snapshot.index) == Some(snapshot) {
+        return Ok(());
+    }
+    tracing::warn!("dropped the log up to entry {}: it is not that of the snapshot", snapshot.index);
+    let (done, purged) = completion();
+    log.purge(snapshot, done);
+    durable(purged).await
 }
 
 fn watch_log(log: &Log, endings: Endings) {

@@ -296,8 +296,8 @@ impl World {
                 self.count("refused to start: rot");
                 Ok(())
             }
-            Err(StorageError::Io { .. }) => {
-                // No space, or the power went again.
+            Err(StorageError::Io { source, .. }) if source.kind() != std::io::ErrorKind::NotFound => {
+                // No space, a sync that fails, or the power went again.
                 let power = node.disk.is_off().then(|| Survival::Random(self.dice.any()));
                 node.crash(&self.site.network, power, os::now_ms() + 300);
                 Ok(())

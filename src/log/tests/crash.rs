@@ -156,3 +156,18 @@ fn the_last_batch_may_be_torn_anywhere() {
         assert_eq!(rig.acknowledged() + 1, rig.states.len());
     }
 }
+
+/// The process ends first, at any step, and the power goes when the next one has built on what it found.
+#[test]
+fn a_process_may_end_at_every_step_and_the_power_go_later() {
+    for operations in 0.. {
+        let (mut rig, off) = tell(operations);
+        rig.kill();
+        rig.run(&Op::Append(vec![(20, 66_000), (40, 300)]));
+        rig.run(&Op::Pump);
+        rig.crash(Survival::Nothing);
+        if !off {
+            return;
+        }
+    }
+}

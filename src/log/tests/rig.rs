@@ -168,6 +168,13 @@ impl Rig {
         self.open(survival);
     }
 
+    /// Only the process ends, and another one opens what it has written.
+    pub fn kill(&mut self) {
+        self.disk = self.disk.kill();
+        self.drop_log();
+        self.open(Survival::Nothing);
+    }
+
     fn done(&self) -> Done {
         let (step, acknowledged) = (self.states.len() - 1, self.acknowledged.clone());
         Box::new(move |result| {

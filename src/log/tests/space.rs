@@ -1,12 +1,15 @@
 //! Space: the reserve, a full disk, compaction, and what a crash may find of them.
 
-use std::sync::Arc;
+use std::io::{self, IoSlice};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::super::disk::Disk;
+use super::super::disk::{Disk, DiskFile};
 use super::super::simulated::{SimulatedDisk, Survival};
-use super::super::{Entry, EntryId, Log, Options, StorageError, Threading};
+use super::super::{Done, Entry, EntryId, Log, Options, StorageError, Threading};
 use super::rig::snapshot;
 use super::{body, entry, waiter};
 
@@ -264,8 +267,127 @@ fn copies_of_torn_writes_are_few_and_a_full_disk_does_without() {
             newest = found;
         }
     }
-    let log = open(&disk, 9).unwrap();
-    assert_eq!(log.state().last.unwrap().index, 7);
-    assert_eq!(copies(&disk).len(), 4, "{:?} after {newest:?}", copies(&disk));
-    append(&log, &[entry(1, 8, 10, 3000)]).unwrap();
+    // And one that has nothing to give back, because its only spare is the last one.
+    let poor = disk.copy();
+    let spare = poor.list().unwrap().into_iter().find(|name| name.ends_with(".free")).unwrap();
+    poor.remove(&spare).unwrap();
+    poor.set_capacity(Some(disk_bytes(&poor)));
+    for disk in [disk, poor] {
+        let log = open(&disk, 9).unwrap();
+        assert_eq!(log.state().last.unwrap().index, 7);
+        assert_eq!(copies(&disk).len(), 4, "{:?} after {newest:?}", copies(&disk));
+        append(&log, &[entry(1, 8, 10, 3000)]).unwrap();
+    }
+}
+
+/// A disk on which the first sync of a segment's records waits once the directory was synced for that segment: the log is
+/// between the two halves of a batch.
+#[derive(Clone)]
+struct HalfwayDisk {
+    disk: SimulatedDisk,
+    armed: Arc<AtomicBool>,
+    rolled: Arc<AtomicBool>,
+    halfway: Arc<Barrier>,
+}
+
+struct HalfwayFile {
+    file: Arc<dyn DiskFile>,
+    disk: HalfwayDisk,
+}
+
+impl HalfwayDisk {
+    fn file(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        Arc::new(HalfwayFile { file, disk: self.clone() })
+    }
+}
+
+impl Disk for HalfwayDisk {
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.file(self.disk.open(name)?))
+    }
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.file(self.disk.create(name)?))
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.disk.remove(name)
+    }
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.disk.list()
+    }
+    fn sync_dir(&self) -> io::Result<()> {
+        self.rolled.store(self.armed.load(Ordering::SeqCst), Ordering::SeqCst);
+        self.disk.sync_dir()
+    }
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.disk.free_bytes()
+    }
+    fn path_of(&self, name: &str) -> String {
+        self.disk.path_of(name)
+    }
+}
+
+impl DiskFile for HalfwayFile {
+    fn preallocate(&self, bytes: u64) -> io::Result<()> {
+        self.file.preallocate(bytes)
+    }
+    fn write_at(&self, offset: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        self.file.write_at(offset, slices)
+    }
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read_at(offset, buffer)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        if self.disk.rolled.swap(false, Ordering::SeqCst) {
+            self.disk.armed.store(false, Ordering::SeqCst);
+            self.disk.halfway.wait();
+            // Time for the reclaim to look; it then waits for this batch.
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        self.file.sync_data()
+    }
+    fn punch_hole(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.file.punch_hole(offset, bytes)
+    }
+    fn length(&self) -> io::Result<u64> {
+        self.file.length()
+    }
+    fn allocated(&self) -> io::Result<u64> {
+        self.file.allocated()
+    }
+}
+
+/// The log is empty, as after an install, and the batch behind it goes over the end of a segment: its first half is durable
+/// before the log knows where it is.
+#[test]
+fn a_segment_with_half_of_a_batch_outlives_a_reclaim() {
+    let disk = SimulatedDisk::new();
+    let halfway = HalfwayDisk {
+        disk: disk.clone(),
+        armed: Arc::default(),
+        rolled: Arc::default(),
+        halfway: Arc::new(Barrier::new(2)),
+    };
+    let options = Options { segment_bytes: SEGMENT_BYTES, cache_bytes: 0, seed: 1, threading: Threading::Own };
+    let log = Log::open_on(Arc::new(halfway.clone()), options).unwrap();
+    let wait = |call: &dyn Fn(Done)| {
+        let (done, result) = waiter();
+        call(done);
+        result.recv().unwrap().unwrap();
+    };
+    wait(&|done| log.append(vec![entry(1, 0, 10, 100_000)], done));
+    wait(&|done| log.purge(EntryId { term: 2, node: 9, index: 10 }, done));
+    let batch: Vec<_> = (11..15).map(|i| entry(2, i, 10, 60_000)).collect();
+    halfway.armed.store(true, Ordering::SeqCst);
+    let (done, appended) = waiter();
+    log.append(batch.clone(), done);
+    halfway.halfway.wait();
+    log.reclaim(&|_| false).unwrap();
+    appended.recv().unwrap().unwrap();
+    assert_eq!(log.entries(11, 99, usize::MAX, true).unwrap(), batch);
+    drop(log);
+    let log = open(&disk.crash(Survival::Nothing), 2).unwrap();
+    assert_eq!(log.entries(11, 99, usize::MAX, true).unwrap(), batch);
 }
