@@ -104,7 +104,13 @@ impl Call {
         handle: Option<u64>,
         changes: AttributeChanges,
     ) -> Result<Attributes, Errno> {
-        changed_attributes(self.change(ino, handle, Command::SetAttributes { ino, changes }, Bytes::new()).await?)
+        let size = changes.size;
+        let changed = self.change(ino, handle, Command::SetAttributes { ino, changes }, Bytes::new()).await?;
+        let attributes = changed_attributes(changed)?;
+        if let Some(size) = size {
+            self.mounted.overlay.truncated(ino, size, attributes.version);
+        }
+        Ok(attributes)
     }
 
     /// Submit a change that came through a handle: not if the locks that were taken through it are lost.

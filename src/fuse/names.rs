@@ -153,7 +153,7 @@ impl Call {
             0 => self.attributes(ino).await.map(drop)?,
             _ => {
                 let changes = AttributeChanges { size: Some(0), ..AttributeChanges::default() };
-                self.submit(Command::SetAttributes { ino, changes }).await.map(drop)?
+                self.set_attributes(ino, None, changes).await.map(drop)?
             }
         }
         Ok(opened)

@@ -11,6 +11,11 @@
 //!
 //! An append has its place only when it is answered: until then it overlaps every page of the file.
 //!
+//! The kernel clears the rest of a page behind the end of the file whenever it writes the page back
+//! (fs/iomap/buffered-io.c, `iomap_writeback_handle_eof`), and it hears of a longer file only with the answer. So a page that
+//! was read after an append, and is written back before the kernel knows the new size, has lost what it had of it: it counts
+//! as older again.
+//!
 //! What is remembered is bounded in bytes and in time, and is nothing unless the file's pages have been in the kernel's
 //! cache since it was opened here, which few files' have.
 //!
@@ -79,8 +84,11 @@ struct Answered {
     id: u64,
     version: LogIndex,
     offset: u64,
+    /// Of the data, what has not been cut off the file since.
+    length: u64,
     data: Bytes,
-    /// What pages may still be older than: parts of the write, in order.
+    /// What pages may still be older than: parts of the write, none of which overlap. There may be more again as long as the
+    /// write is remembered.
     parts: Vec<Range<u64>>,
 }
 
@@ -101,6 +109,10 @@ impl Overlay {
         state.next += 1;
         let inode = state.inodes.entry(ino).or_default();
         inode.has_pages |= is_pages;
+        if let (true, Some(range)) = (is_pages, &range) {
+            let cleared = range.end..range.end.next_multiple_of(PAGE_BYTES);
+            inode.answered.iter_mut().for_each(|write| write.restore(&cleared));
+        }
         inode.under_way.push(UnderWay { id, is_pages, range });
         Arrived { overlay: self.clone(), ino, id }
     }
@@ -112,6 +124,13 @@ impl Overlay {
         inode.has_pages = true;
         inode.filling += 1;
         Filling { overlay: self.clone(), ino }
+    }
+
+    /// The file has been cut to this size, as of this version: what was written behind it before never comes back.
+    pub fn truncated(&self, ino: Ino, size: u64, version: LogIndex) {
+        let mut state = self.state.lock();
+        let Some(inode) = state.inodes.get_mut(&ino) else { return };
+        inode.answered.iter_mut().filter(|write| write.version < version).for_each(|write| write.end_at(size));
     }
 
     /// The last handle is closed. Mappings keep theirs, so there is no dirty page, and an open drops the clean ones.
@@ -190,7 +209,8 @@ impl Arrived {
             return;
         }
         let whole = offset..offset.saturating_add(data.len() as u64);
-        let write = Answered { id: self.id, version, offset, data, parts: Vec::from([whole]) };
+        let length = data.len() as u64;
+        let write = Answered { id: self.id, version, offset, length, data, parts: Vec::from([whole]) };
         let bytes = write.bytes();
         inode.answered.insert(inode.answered.partition_point(|other| other.version < version), write);
         state.bytes += bytes;
@@ -229,9 +249,6 @@ impl Filling {
         let mut state = self.overlay.state.lock();
         let Some(inode) = state.inodes.get_mut(&self.ino) else { return };
         inode.answered.iter_mut().filter(|write| write.version <= version).for_each(|write| write.cut(from..to));
-        let gone: usize =
-            inode.answered.extract_if(.., |write| write.parts.is_empty()).map(|write| write.bytes()).sum();
-        state.bytes -= gone;
     }
 }
 
@@ -266,6 +283,20 @@ impl Answered {
         if !range.is_empty() {
             self.parts = self.parts.iter().flat_map(rest).filter(|part| !part.is_empty()).collect();
         }
+    }
+
+    /// Pages have lost again what they had of this range.
+    fn restore(&mut self, range: &Range<u64>) {
+        let part = within(&(self.offset..self.offset.saturating_add(self.length)), range);
+        if !part.is_empty() {
+            self.cut(part.clone());
+            self.parts.push(part);
+        }
+    }
+
+    fn end_at(&mut self, size: u64) {
+        self.cut(size..u64::MAX);
+        self.length = self.length.min(size.saturating_sub(self.offset));
     }
 
     /// What it has within a range: where, and the bytes.
@@ -355,7 +386,21 @@ mod tests {
         assert_eq!(laid_over(&overlay, 0, b"........"), "..new...", "not a whole page");
         overlay.fills(INO).filled(0, PAGE_BYTES, LogIndex(20));
         assert_eq!(laid_over(&overlay, 0, b"........"), "........", "read since");
-        assert_eq!(overlay.state.lock().bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn what_a_page_loses_behind_the_end_that_the_kernel_knows_comes_from_the_write() {
+        let overlay = overlay();
+        write(&overlay, 5, b"end", 20);
+        overlay.fills(INO).filled(0, PAGE_BYTES, LogIndex(20));
+        assert_eq!(laid_over(&overlay, 0, b"12345"), "12345", "the kernel knows five bytes, and clears the rest");
+        assert_eq!(laid_over(&overlay, 0, b"12345\0\0\0"), "12345end");
+        overlay.fills(INO).filled(0, PAGE_BYTES, LogIndex(20));
+        assert_eq!(laid_over(&overlay, 0, b"12345new"), "12345new", "read again, and stored into");
+        write(&overlay, 5, b"end", 21);
+        overlay.truncated(INO, 6, LogIndex(22));
+        assert_eq!(laid_over(&overlay, 0, b"123456"), "12345e");
+        assert_eq!(laid_over(&overlay, 0, b"123456\0\0"), "12345e\0\0", "what was cut off stays away");
     }
 
     #[tokio::test]
