@@ -108,7 +108,7 @@ impl Call {
         let changed = self.change(ino, handle, Command::SetAttributes { ino, changes }, Bytes::new()).await?;
         let attributes = changed_attributes(changed)?;
         if let Some(size) = size {
-            self.mounted.overlay.truncated(ino, size, attributes.version);
+            self.mounted.overlay.cleared(ino, size..u64::MAX, attributes.version);
         }
         Ok(attributes)
     }
@@ -129,7 +129,11 @@ impl Call {
         let mode = translate::allocate_mode(mode)?;
         self.may_promise(ino, mode, length).await?;
         let command = Command::Allocate { ino, mode, offset, length };
-        self.change(ino, Some(handle), command, Bytes::new()).await.map(drop)
+        let allocated = changed_attributes(self.change(ino, Some(handle), command, Bytes::new()).await?)?;
+        if matches!(mode, AllocateMode::PunchHole | AllocateMode::ZeroRange { .. }) {
+            self.mounted.overlay.cleared(ino, offset..offset.saturating_add(length), allocated.version);
+        }
+        Ok(())
     }
 
     /// Nothing is reserved, but what is more than there is room for is refused at once.

@@ -11,10 +11,11 @@
 //!
 //! An append has its place only when it is answered: until then it overlaps every page of the file.
 //!
-//! The kernel clears the rest of a page behind the end of the file whenever it writes the page back
-//! (fs/iomap/buffered-io.c, `iomap_writeback_handle_eof`), and it hears of a longer file only with the answer. So a page that
-//! was read after an append, and is written back before the kernel knows the new size, has lost what it had of it: it counts
-//! as older again.
+//! The kernel clears the rest of a page behind the end of the file when it writes the page back, and when it hears of another
+//! size (fs/iomap/buffered-io.c, `iomap_writeback_handle_eof`; fs/fuse/inode.c, `fuse_change_attributes_i`). With a size that
+//! is no longer true at that moment, it clears what a page has read of an append since. So where a page ends in zeros,
+//! the remembered writes are put over them, whatever was read. Cost: who clears the end of a page through a mapping
+//! within seconds after a write of it may find the write again.
 //!
 //! What is remembered is bounded in bytes and in time, and is nothing unless the file's pages have been in the kernel's
 //! cache since it was opened here, which few files' have.
@@ -84,12 +85,11 @@ struct Answered {
     id: u64,
     version: LogIndex,
     offset: u64,
-    /// Of the data, what has not been cut off the file since.
-    length: u64,
     data: Bytes,
-    /// What pages may still be older than: parts of the write, none of which overlap. There may be more again as long as the
-    /// write is remembered.
+    /// What pages may still be older than: parts of the write, in order.
     parts: Vec<Range<u64>>,
+    /// What has not been cleared since, in order.
+    standing: Vec<Range<u64>>,
 }
 
 impl Overlay {
@@ -109,10 +109,6 @@ impl Overlay {
         state.next += 1;
         let inode = state.inodes.entry(ino).or_default();
         inode.has_pages |= is_pages;
-        if let (true, Some(range)) = (is_pages, &range) {
-            let cleared = range.end..range.end.next_multiple_of(PAGE_BYTES);
-            inode.answered.iter_mut().for_each(|write| write.restore(&cleared));
-        }
         inode.under_way.push(UnderWay { id, is_pages, range });
         Arrived { overlay: self.clone(), ino, id }
     }
@@ -126,11 +122,14 @@ impl Overlay {
         Filling { overlay: self.clone(), ino }
     }
 
-    /// The file has been cut to this size, as of this version: what was written behind it before never comes back.
-    pub fn truncated(&self, ino: Ino, size: u64, version: LogIndex) {
+    /// This range has become a hole, or was cut off, as of this version: what was written there before never comes back.
+    pub fn cleared(&self, ino: Ino, range: Range<u64>, version: LogIndex) {
         let mut state = self.state.lock();
         let Some(inode) = state.inodes.get_mut(&ino) else { return };
-        inode.answered.iter_mut().filter(|write| write.version < version).for_each(|write| write.end_at(size));
+        for write in inode.answered.iter_mut().filter(|write| write.version < version) {
+            cut(&mut write.parts, &range);
+            cut(&mut write.standing, &range);
+        }
     }
 
     /// The last handle is closed. Mappings keep theirs, so there is no dirty page, and an open drops the clean ones.
@@ -188,8 +187,11 @@ impl Arrived {
     pub fn laid_over(&self, offset: u64, pages: Bytes) -> Bytes {
         let state = self.overlay.state.lock();
         let Some(inode) = state.inodes.get(&self.ino) else { return pages };
-        let range = offset..offset.saturating_add(pages.len() as u64);
-        let mut parts = inode.answered.iter().flat_map(|write| write.parts_within(&range)).peekable();
+        if inode.answered.is_empty() {
+            return pages;
+        }
+        let (range, cleared) = (offset..offset.saturating_add(pages.len() as u64), cleared(offset, &pages));
+        let mut parts = inode.answered.iter().flat_map(|write| write.parts_within(&range, &cleared)).peekable();
         if parts.peek().is_none() {
             return pages;
         }
@@ -209,8 +211,8 @@ impl Arrived {
             return;
         }
         let whole = offset..offset.saturating_add(data.len() as u64);
-        let length = data.len() as u64;
-        let write = Answered { id: self.id, version, offset, length, data, parts: Vec::from([whole]) };
+        let (parts, standing) = (Vec::from([whole.clone()]), Vec::from([whole]));
+        let write = Answered { id: self.id, version, offset, data, parts, standing };
         let bytes = write.bytes();
         inode.answered.insert(inode.answered.partition_point(|other| other.version < version), write);
         state.bytes += bytes;
@@ -248,7 +250,11 @@ impl Filling {
         let (from, to) = (offset.next_multiple_of(PAGE_BYTES), offset.saturating_add(length) / PAGE_BYTES * PAGE_BYTES);
         let mut state = self.overlay.state.lock();
         let Some(inode) = state.inodes.get_mut(&self.ino) else { return };
-        inode.answered.iter_mut().filter(|write| write.version <= version).for_each(|write| write.cut(from..to));
+        inode
+            .answered
+            .iter_mut()
+            .filter(|write| write.version <= version)
+            .for_each(|write| cut(&mut write.parts, &(from..to)));
     }
 }
 
@@ -278,34 +284,33 @@ impl Answered {
         self.data.len() + ENTRY_BYTES
     }
 
-    fn cut(&mut self, range: Range<u64>) {
-        let rest = |part: &Range<u64>| [part.start..part.end.min(range.start), part.start.max(range.end)..part.end];
-        if !range.is_empty() {
-            self.parts = self.parts.iter().flat_map(rest).filter(|part| !part.is_empty()).collect();
-        }
-    }
-
-    /// Pages have lost again what they had of this range.
-    fn restore(&mut self, range: &Range<u64>) {
-        let part = within(&(self.offset..self.offset.saturating_add(self.length)), range);
-        if !part.is_empty() {
-            self.cut(part.clone());
-            self.parts.push(part);
-        }
-    }
-
-    fn end_at(&mut self, size: u64) {
-        self.cut(size..u64::MAX);
-        self.length = self.length.min(size.saturating_sub(self.offset));
-    }
-
-    /// What it has within a range: where, and the bytes.
-    fn parts_within(&self, range: &Range<u64>) -> impl Iterator<Item = (u64, &[u8])> {
-        let parts = self.parts.iter().map(|part| within(part, range)).filter(|part| !part.is_empty());
+    /// What it has within a range, and pages of that range have not: where, and the bytes. `cleared`: what pages may have
+    /// lost again.
+    fn parts_within(&self, range: &Range<u64>, cleared: &[Range<u64>]) -> impl Iterator<Item = (u64, &[u8])> {
+        let older = self.parts.iter().map(|part| within(part, range));
+        let lost = self.standing.iter().flat_map(|part| cleared.iter().map(|cleared| within(part, cleared)));
+        let parts = older.chain(lost).filter(|part| !part.is_empty());
         parts.map(|part| {
             (part.start, &self.data[(part.start - self.offset) as usize..(part.end - self.offset) as usize])
         })
     }
+}
+
+fn cut(parts: &mut Vec<Range<u64>>, range: &Range<u64>) {
+    let rest = |part: &Range<u64>| [part.start..part.end.min(range.start), part.start.max(range.end)..part.end];
+    if !range.is_empty() {
+        *parts = parts.iter().flat_map(rest).filter(|part| !part.is_empty()).collect();
+    }
+}
+
+/// The zeros with which these pages end, each by itself.
+fn cleared(offset: u64, pages: &[u8]) -> Vec<Range<u64>> {
+    let ends_in_zeros = |(number, page): (usize, &[u8])| {
+        let from = offset + number as u64 * PAGE_BYTES;
+        let kept = page.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        (kept < page.len()).then(|| from + kept as u64..from + page.len() as u64)
+    };
+    pages.chunks(PAGE_BYTES as usize).enumerate().filter_map(ends_in_zeros).collect()
 }
 
 fn within(one: &Range<u64>, other: &Range<u64>) -> Range<u64> {
@@ -389,18 +394,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_page_loses_behind_the_end_that_the_kernel_knows_comes_from_the_write() {
+    async fn what_was_cleared_of_a_page_behind_an_end_that_is_no_longer_true_comes_from_the_writes() {
         let overlay = overlay();
-        write(&overlay, 5, b"end", 20);
+        write(&overlay, 5, b"end\0", 20);
         overlay.fills(INO).filled(0, PAGE_BYTES, LogIndex(20));
-        assert_eq!(laid_over(&overlay, 0, b"12345"), "12345", "the kernel knows five bytes, and clears the rest");
-        assert_eq!(laid_over(&overlay, 0, b"12345\0\0\0"), "12345end");
-        overlay.fills(INO).filled(0, PAGE_BYTES, LogIndex(20));
-        assert_eq!(laid_over(&overlay, 0, b"12345new"), "12345new", "read again, and stored into");
+        assert_eq!(laid_over(&overlay, 0, b"12345\0\0\0\0"), "12345end\0");
+        assert_eq!(laid_over(&overlay, 0, b"12345e\0\0\0"), "12345end\0");
+        assert_eq!(laid_over(&overlay, 0, b"12345\0\0new"), "12345\0\0new", "it was stored into");
+        let mut pages = [1; 2 * PAGE];
+        pages[5..PAGE].fill(0);
+        assert_eq!(laid_over(&overlay, 0, &pages)[..9], *b"\x01\x01\x01\x01\x01end\0", "of a page in front of others");
         write(&overlay, 5, b"end", 21);
-        overlay.truncated(INO, 6, LogIndex(22));
-        assert_eq!(laid_over(&overlay, 0, b"123456"), "12345e");
-        assert_eq!(laid_over(&overlay, 0, b"123456\0\0"), "12345e\0\0", "what was cut off stays away");
+        overlay.cleared(INO, 6..u64::MAX, LogIndex(22));
+        assert_eq!(laid_over(&overlay, 0, b"12345\0\0\0"), "12345e\0\0", "what was cut off stays away");
     }
 
     #[tokio::test]
@@ -417,8 +423,8 @@ mod tests {
         let overlay = overlay();
         write(&overlay, 0, &[1; 3 * PAGE], 20);
         overlay.fills(INO).filled(PAGE_BYTES, PAGE_BYTES, LogIndex(20));
-        let told = laid_over(&overlay, 0, &[0; 3 * PAGE]);
-        assert_eq!((told[PAGE - 1], told[PAGE], told[2 * PAGE - 1], told[2 * PAGE]), (1, 0, 0, 1));
+        let told = laid_over(&overlay, 0, &[2; 3 * PAGE]);
+        assert_eq!((told[PAGE - 1], told[PAGE], told[2 * PAGE - 1], told[2 * PAGE]), (1, 2, 2, 1));
         assert_eq!(overlay.state.lock().bytes, 3 * PAGE + ENTRY_BYTES, "the buffer is still there");
         overlay.closed(INO);
         let state = overlay.state.lock();
