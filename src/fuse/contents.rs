@@ -90,8 +90,10 @@ impl Call {
         };
         let written = changed_attributes(self.change(ino, Some(handle), command, body).await?)?;
         match target {
-            Target::At(offset) => arrived.answered(offset, written.version, data),
-            Target::End => arrived.answered(written.size.saturating_sub(u64::from(length)), written.version, data),
+            Target::At(offset) => arrived.answered(offset, written.version, written.size, data),
+            Target::End => {
+                arrived.answered(written.size.saturating_sub(u64::from(length)), written.version, written.size, data)
+            }
             Target::Pages(_) => {}
         }
         Ok(length)

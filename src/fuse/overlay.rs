@@ -13,9 +13,9 @@
 //!
 //! The kernel clears the rest of a page behind the end of the file when it writes the page back, and when it hears of another
 //! size (fs/iomap/buffered-io.c, `iomap_writeback_handle_eof`; fs/fuse/inode.c, `fuse_change_attributes_i`). With a size that
-//! is no longer true at that moment, it clears what a page has read of an append since. So where a page ends in zeros,
-//! the remembered writes are put over them, whatever was read. Cost: who clears the end of a page through a mapping
-//! within seconds after a write of it may find the write again.
+//! is no longer true at that moment, it clears what a page has read of an append since. So where a page ends in zeros that
+//! begin where a remembered write made the file longer, that write and those behind it are put over them, whatever was
+//! read. Cost: who stores just these zeros through a mapping within seconds may find the write again.
 //!
 //! What is remembered is bounded in bytes and in time, and is nothing unless the file's pages have been in the kernel's
 //! cache since it was opened here, which few files' have.
@@ -43,6 +43,8 @@ const ENTRY_BYTES: usize = 256;
 /// from running; and a page that it is reading meanwhile counts on its own.
 const REMEMBERED_TIME: Duration = Duration::from_secs(5);
 const PAGE_BYTES: u64 = 4096;
+/// What was cleared may seem to begin so much before the former end: by the zeros in which the file ended.
+const ZEROS_BEFORE_END_MAX: u64 = 64;
 
 /// The writes and pages of one mount that may be older than one another.
 #[derive(Default)]
@@ -86,6 +88,8 @@ struct Answered {
     version: LogIndex,
     offset: u64,
     data: Bytes,
+    /// It ends where the file did then: the file may have ended at `offset` before.
+    is_last: bool,
     /// What pages may still be older than: parts of the write, in order.
     parts: Vec<Range<u64>>,
     /// What has not been cleared since, in order.
@@ -190,7 +194,7 @@ impl Arrived {
         if inode.answered.is_empty() {
             return pages;
         }
-        let (range, cleared) = (offset..offset.saturating_add(pages.len() as u64), cleared(offset, &pages));
+        let (range, cleared) = (offset..offset.saturating_add(pages.len() as u64), inode.cleared(offset, &pages));
         let mut parts = inode.answered.iter().flat_map(|write| write.parts_within(&range, &cleared)).peekable();
         if parts.peek().is_none() {
             return pages;
@@ -203,16 +207,18 @@ impl Arrived {
         pages.freeze()
     }
 
-    /// The kernel is about to be told of a write's success: it lies at this offset, since this version. Within a runtime.
-    pub fn answered(self, offset: u64, version: LogIndex, data: Bytes) {
+    /// The kernel is about to be told of a write's success: it lies at this offset, since this version, in which the file
+    /// has this size. Within a runtime.
+    pub fn answered(self, offset: u64, version: LogIndex, size: u64, data: Bytes) {
         let mut state = self.overlay.state.lock();
         let Some(inode) = state.inodes.get_mut(&self.ino) else { return };
         if !inode.has_pages || data.is_empty() {
             return;
         }
         let whole = offset..offset.saturating_add(data.len() as u64);
+        let is_last = whole.end == size;
         let (parts, standing) = (Vec::from([whole.clone()]), Vec::from([whole]));
-        let write = Answered { id: self.id, version, offset, data, parts, standing };
+        let write = Answered { id: self.id, version, offset, data, is_last, parts, standing };
         let bytes = write.bytes();
         inode.answered.insert(inode.answered.partition_point(|other| other.version < version), write);
         state.bytes += bytes;
@@ -268,6 +274,22 @@ impl Drop for Filling {
     }
 }
 
+impl Inode {
+    /// What the kernel may have cleared of these pages: the zeros in which each of them ends, from a former end of the file.
+    fn cleared(&self, offset: u64, pages: &[u8]) -> Vec<Range<u64>> {
+        let cleared = |(number, page): (usize, &[u8])| {
+            let from = offset + number as u64 * PAGE_BYTES;
+            let zeros = page.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1) as u64;
+            let (zeros, end) = (from + zeros, from + page.len() as u64);
+            let begins = self.answered.iter().filter(|write| write.is_last).map(|write| write.offset);
+            // A page that lies behind the end as a whole is dropped, not cleared.
+            let in_page = zeros.max(from + 1)..end.min(zeros + ZEROS_BEFORE_END_MAX);
+            begins.filter(|begin| in_page.contains(begin)).min().map(|begin| begin..end)
+        };
+        pages.chunks(PAGE_BYTES as usize).enumerate().filter_map(cleared).collect()
+    }
+}
+
 impl UnderWay {
     fn holds_up(&self, later: &UnderWay) -> bool {
         let overlap = match (&self.range, &later.range) {
@@ -301,16 +323,6 @@ fn cut(parts: &mut Vec<Range<u64>>, range: &Range<u64>) {
     if !range.is_empty() {
         *parts = parts.iter().flat_map(rest).filter(|part| !part.is_empty()).collect();
     }
-}
-
-/// The zeros with which these pages end, each by itself.
-fn cleared(offset: u64, pages: &[u8]) -> Vec<Range<u64>> {
-    let ends_in_zeros = |(number, page): (usize, &[u8])| {
-        let from = offset + number as u64 * PAGE_BYTES;
-        let kept = page.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        (kept < page.len()).then(|| from + kept as u64..from + page.len() as u64)
-    };
-    pages.chunks(PAGE_BYTES as usize).enumerate().filter_map(ends_in_zeros).collect()
 }
 
 fn within(one: &Range<u64>, other: &Range<u64>) -> Range<u64> {
@@ -366,7 +378,8 @@ mod tests {
 
     fn write(overlay: &Arc<Overlay>, offset: u64, data: &[u8], version: u64) {
         let write = overlay.write_arrived(INO, Some(offset..offset + data.len() as u64));
-        write.answered(offset, LogIndex(version), Bytes::copy_from_slice(data));
+        let size = offset + data.len() as u64;
+        write.answered(offset, LogIndex(version), size, Bytes::copy_from_slice(data));
     }
 
     fn laid_over(overlay: &Arc<Overlay>, offset: u64, pages: &[u8]) -> Bytes {
@@ -399,8 +412,9 @@ mod tests {
         write(&overlay, 5, b"end\0", 20);
         overlay.fills(INO).filled(0, PAGE_BYTES, LogIndex(20));
         assert_eq!(laid_over(&overlay, 0, b"12345\0\0\0\0"), "12345end\0");
-        assert_eq!(laid_over(&overlay, 0, b"12345e\0\0\0"), "12345end\0");
+        assert_eq!(laid_over(&overlay, 0, b"1234\0\0\0\0\0"), "1234\0end\0", "the file ended in a zero");
         assert_eq!(laid_over(&overlay, 0, b"12345\0\0new"), "12345\0\0new", "it was stored into");
+        assert_eq!(laid_over(&overlay, 0, b"12345e\0\0\0"), "12345e\0\0\0", "the file never ended there");
         let mut pages = [1; 2 * PAGE];
         pages[5..PAGE].fill(0);
         assert_eq!(laid_over(&overlay, 0, &pages)[..9], *b"\x01\x01\x01\x01\x01end\0", "of a page in front of others");
@@ -442,7 +456,7 @@ mod tests {
         let turn = async { write_in.turn().await };
         let (_, ()) = tokio::join!(turn, async { drop(page) });
         assert!(!is_turn(&next_page));
-        write_in.answered(9, LogIndex(20), Bytes::from_static(b"w"));
+        write_in.answered(9, LogIndex(20), 10, Bytes::from_static(b"w"));
         assert!(is_turn(&next_page));
         assert_eq!(next_page.laid_over(8, Bytes::from_static(b"...")), ".w.");
     }
@@ -453,7 +467,7 @@ mod tests {
         let append = overlay.write_arrived(INO, None);
         let page = overlay.pages_arrived(INO, 0..8);
         assert!(is_turn(&append) && !is_turn(&page));
-        append.answered(5, LogIndex(20), Bytes::from_static(b"end"));
+        append.answered(5, LogIndex(20), 8, Bytes::from_static(b"end"));
         assert!(is_turn(&page));
         assert_eq!(page.laid_over(0, Bytes::from_static(b"12345\0\0\0")), "12345end");
     }
