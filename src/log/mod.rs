@@ -436,6 +436,13 @@ impl Log {
         }
     }
 
+    /// Up to which entry this directory holds all: to the end of the log, or of the newest snapshot if that is further, because
+    /// the process ended before it had noted what was purged.
+    pub fn reach(&self) -> u64 {
+        let snapshot = self.open_snapshot().ok().flatten().map(|snapshot| snapshot.last.index);
+        self.state().last.map(|id| id.index).max(snapshot).unwrap_or(0)
+    }
+
     /// Bytes appended behind entry `index`: what a restart would replay.
     pub fn bytes_since(&self, index: u64) -> u64 {
         self.shared.memory.lock().index.bytes_since(index)

@@ -117,7 +117,7 @@ impl Node {
             keys: options.keys.clone(),
         };
         let (fatal, log) = (Fatal::new(), open_log(&directory, own.clone()).await?);
-        let log_end = log.state().last.map_or(0, |id| id.index);
+        let log_end = log.reach();
         let start = Start { run: run.0, log_end, ..asks };
         let own = Identity { start, ..own };
         fatal.watch_log(&log);

@@ -307,8 +307,7 @@ impl Start {
 }
 
 fn process_start(incarnation: u64, log: &Log) -> net::Start {
-    let log_end = log.state().last.map_or(0, |id| id.index);
-    net::Start { incarnation, run: incarnation, log_end, ..net::Start::default() }
+    net::Start { incarnation, run: incarnation, log_end: log.reach(), ..net::Start::default() }
 }
 
 fn status_of(own: Identity, replica: Replica) -> impl Fn() -> NodeStatus + Send + Sync {

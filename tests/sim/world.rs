@@ -260,6 +260,8 @@ impl World {
         }
         let failed = process.told.lock().failed.clone();
         if let Some(why) = failed {
+            // So may what was truncated in the batch whose sync has failed: the next process finds it done.
+            self.invariants.look_at_log(node.id, &process.log)?;
             return self.exited(number, &why);
         }
         match pumped {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::super::disk::Disk;
 use super::super::simulated::{SimulatedDisk, Survival};
 use super::super::{Entry, EntryId, Log, Options, StorageError, Threading};
+use super::rig::snapshot;
 use super::{body, entry, waiter};
 
 pub const SEGMENT_BYTES: u64 = 256 << 10;
@@ -431,4 +432,23 @@ fn a_truncated_body_never_comes_back_by_halves() {
         let log = open(&disk.copy().crash(Survival::Subset(these)), 2).unwrap();
         assert!(matches!(log.read_body(1, 0, 60_000), Err(StorageError::NoBody { index: 1 })), "{these:b}");
     }
+}
+
+/// A node whose disk is slow is killed between its snapshot and the purge: it holds what the snapshot has, and must not
+/// be taken for an old copy of itself.
+#[test]
+fn a_log_that_ends_in_front_of_its_snapshot_reaches_as_far_as_that() {
+    let disk = SimulatedDisk::new();
+    let log = open(&disk, 1).unwrap();
+    assert_eq!(log.reach(), 0);
+    append(&log, &(0..3).map(|i| entry(1, i, 9, 100)).collect::<Vec<_>>()).unwrap();
+    assert_eq!(log.reach(), 2);
+    let last = entry(1, 10, 0, 0).id;
+    let (done, _) = waiter();
+    log.purge(last, done);
+    let (meta, items) = snapshot(last, 3);
+    log.write_snapshot(last, meta, &mut items.map(Ok)).unwrap();
+    let log = open(&disk.crash(Survival::Nothing), 2).unwrap();
+    assert_eq!(log.state().last.map(|last| last.index), Some(2), "the purge is lost");
+    assert_eq!(log.reach(), 10);
 }
