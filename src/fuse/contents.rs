@@ -66,7 +66,7 @@ impl Call {
         let read = self.volume().read_as(ino, offset, length, self.mounted.freshness, self.deadline).await;
         let (head, bytes) = read.map_err(|failure| of_failure(&failure, Kind::Question))?;
         if let Some(filling) = filling {
-            filling.filled(offset, u64::from(length), head.version);
+            filling.filled(offset, u64::from(length), &bytes, head.version);
         }
         Ok(bytes)
     }

@@ -14,8 +14,9 @@
 //! The kernel clears the rest of a page behind the end of the file when it writes the page back, and when it hears of another
 //! size (fs/iomap/buffered-io.c, `iomap_writeback_handle_eof`; fs/fuse/inode.c, `fuse_change_attributes_i`). With a size that
 //! is no longer true at that moment, it clears what a page has read of an append since. So where a page ends in zeros that
-//! begin where a remembered write made the file longer, that write and those behind it are put over them, whatever was
-//! read. Cost: who stores just these zeros through a mapping within seconds may find the write again.
+//! begin where a remembered write made the file longer, that write and those behind it are put over them, unless a page was
+//! read since that had something else there. Cost: who stores just these zeros through a mapping within seconds may find
+//! the write again.
 //!
 //! What is remembered is bounded in bytes and in time, and is nothing unless the file's pages have been in the kernel's
 //! cache since it was opened here, which few files' have.
@@ -250,17 +251,17 @@ pub struct Filling {
 }
 
 impl Filling {
-    /// The pages of this range have the file's content at this version: they are no older than the writes until then.
-    pub fn filled(self, offset: u64, length: u64, version: LogIndex) {
+    /// The pages of this range have the file's content at this version, these bytes and behind the end nothing: they are no
+    /// older than the writes until then.
+    pub fn filled(self, offset: u64, length: u64, bytes: &[u8], version: LogIndex) {
         // A page that is read only in part does not come into the page cache by that.
         let (from, to) = (offset.next_multiple_of(PAGE_BYTES), offset.saturating_add(length) / PAGE_BYTES * PAGE_BYTES);
         let mut state = self.overlay.state.lock();
         let Some(inode) = state.inodes.get_mut(&self.ino) else { return };
-        inode
-            .answered
-            .iter_mut()
-            .filter(|write| write.version <= version)
-            .for_each(|write| cut(&mut write.parts, &(from..to)));
+        for write in inode.answered.iter_mut().filter(|write| write.version <= version) {
+            cut(&mut write.parts, &(from..to));
+            write.compare(&(from..to), offset, bytes);
+        }
     }
 }
 
@@ -304,6 +305,18 @@ impl Answered {
     /// What it costs to remember. The data is one buffer, of which any part keeps the whole.
     fn bytes(&self) -> usize {
         self.data.len() + ENTRY_BYTES
+    }
+
+    /// A page was read with these bytes from `offset`: what is not there any more has been replaced or cleared, by whomever.
+    fn compare(&mut self, pages: &Range<u64>, offset: u64, bytes: &[u8]) {
+        let overlap = within(&(self.offset..self.offset + self.data.len() as u64), pages);
+        if overlap.is_empty() {
+            return;
+        }
+        let place = |from: u64| (overlap.start - from) as usize..(overlap.end - from) as usize;
+        if bytes.get(place(offset)) != self.data.get(place(self.offset)) {
+            cut(&mut self.standing, &overlap);
+        }
     }
 
     /// What it has within a range, and pages of that range have not: where, and the bytes. `cleared`: what pages may have
@@ -398,11 +411,11 @@ mod tests {
         write(&overlay, 2, b"new", 20);
         assert_eq!(laid_over(&overlay, 0, b"........"), "..new...");
         assert_eq!(laid_over(&overlay, 3, b"........"), "ew......");
-        overlay.fills(INO).filled(0, PAGE_BYTES, LogIndex(19));
+        overlay.fills(INO).filled(0, PAGE_BYTES, b"", LogIndex(19));
         assert_eq!(laid_over(&overlay, 0, b"........"), "..new...", "what was read is older");
-        overlay.fills(INO).filled(1, PAGE_BYTES, LogIndex(20));
+        overlay.fills(INO).filled(1, PAGE_BYTES, b"", LogIndex(20));
         assert_eq!(laid_over(&overlay, 0, b"........"), "..new...", "not a whole page");
-        overlay.fills(INO).filled(0, PAGE_BYTES, LogIndex(20));
+        overlay.fills(INO).filled(0, PAGE_BYTES, b"..new...", LogIndex(20));
         assert_eq!(laid_over(&overlay, 0, b"........"), "........", "read since");
     }
 
@@ -410,7 +423,7 @@ mod tests {
     async fn what_was_cleared_of_a_page_behind_an_end_that_is_no_longer_true_comes_from_the_writes() {
         let overlay = overlay();
         write(&overlay, 5, b"end\0", 20);
-        overlay.fills(INO).filled(0, PAGE_BYTES, LogIndex(20));
+        overlay.fills(INO).filled(0, PAGE_BYTES, b"12345end\0", LogIndex(20));
         assert_eq!(laid_over(&overlay, 0, b"12345\0\0\0\0"), "12345end\0");
         assert_eq!(laid_over(&overlay, 0, b"1234\0\0\0\0\0"), "1234\0end\0", "the file ended in a zero");
         assert_eq!(laid_over(&overlay, 0, b"12345\0\0new"), "12345\0\0new", "it was stored into");
@@ -418,8 +431,10 @@ mod tests {
         let mut pages = [1; 2 * PAGE];
         pages[5..PAGE].fill(0);
         assert_eq!(laid_over(&overlay, 0, &pages)[..9], *b"\x01\x01\x01\x01\x01end\0", "of a page in front of others");
-        write(&overlay, 5, b"end", 21);
-        overlay.cleared(INO, 6..u64::MAX, LogIndex(22));
+        overlay.fills(INO).filled(0, PAGE_BYTES, b"12345\0\0\0\0", LogIndex(21));
+        assert_eq!(laid_over(&overlay, 0, b"12345\0\0\0\0"), "12345\0\0\0\0", "others have cleared it");
+        write(&overlay, 5, b"end", 22);
+        overlay.cleared(INO, 6..u64::MAX, LogIndex(23));
         assert_eq!(laid_over(&overlay, 0, b"12345\0\0\0"), "12345e\0\0", "what was cut off stays away");
     }
 
@@ -436,7 +451,7 @@ mod tests {
     async fn of_a_write_what_has_been_read_is_forgotten_and_the_rest_is_not() {
         let overlay = overlay();
         write(&overlay, 0, &[1; 3 * PAGE], 20);
-        overlay.fills(INO).filled(PAGE_BYTES, PAGE_BYTES, LogIndex(20));
+        overlay.fills(INO).filled(PAGE_BYTES, PAGE_BYTES, &[1; PAGE], LogIndex(20));
         let told = laid_over(&overlay, 0, &[2; 3 * PAGE]);
         assert_eq!((told[PAGE - 1], told[PAGE], told[2 * PAGE - 1], told[2 * PAGE]), (1, 2, 2, 1));
         assert_eq!(overlay.state.lock().bytes, 3 * PAGE + ENTRY_BYTES, "the buffer is still there");
@@ -497,7 +512,7 @@ mod tests {
         write(&overlay, 0, b"new", 20);
         overlay.state.lock().forget_old(Instant::now() + REMEMBERED_TIME);
         assert_eq!(laid_over(&overlay, 0, b"..."), "new");
-        slow.filled(0, PAGE_BYTES, LogIndex(19));
+        slow.filled(0, PAGE_BYTES, b"", LogIndex(19));
         overlay.state.lock().forget_old(Instant::now() + 3 * REMEMBERED_TIME);
         assert_eq!(laid_over(&overlay, 0, b"..."), "...");
     }
