@@ -135,6 +135,7 @@ impl Overlay {
             cut(&mut write.parts, &range);
             cut(&mut write.standing, &range);
         }
+        state.forget_replaced(ino);
     }
 
     /// The last handle is closed. Mappings keep theirs, so there is no dirty page, and an open drops the clean ones.
@@ -262,6 +263,7 @@ impl Filling {
             cut(&mut write.parts, &(from..to));
             write.compare(&(from..to), offset, bytes);
         }
+        state.forget_replaced(self.ino);
     }
 }
 
@@ -282,6 +284,9 @@ impl Inode {
             let from = offset + number as u64 * PAGE_BYTES;
             let zeros = page.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1) as u64;
             let (zeros, end) = (from + zeros, from + page.len() as u64);
+            if zeros == end {
+                return None;
+            }
             let begins = self.answered.iter().filter(|write| write.is_last).map(|write| write.offset);
             // A page that lies behind the end as a whole is dropped, not cleared.
             let in_page = zeros.max(from + 1)..end.min(zeros + ZEROS_BEFORE_END_MAX);
@@ -365,6 +370,14 @@ impl State {
         self.tidy(ino);
     }
 
+    /// Writes of which nothing is left to put over anything.
+    fn forget_replaced(&mut self, ino: Ino) {
+        let Some(inode) = self.inodes.get_mut(&ino) else { return };
+        let is_replaced = |write: &mut Answered| write.parts.is_empty() && write.standing.is_empty();
+        let gone: usize = inode.answered.extract_if(.., is_replaced).map(|write| write.bytes()).sum();
+        self.bytes -= gone;
+    }
+
     fn tidy(&mut self, ino: Ino) {
         let is_idle = |inode: &Inode| {
             !inode.has_pages && inode.filling == 0 && inode.under_way.is_empty() && inode.answered.is_empty()
@@ -417,6 +430,8 @@ mod tests {
         assert_eq!(laid_over(&overlay, 0, b"........"), "..new...", "not a whole page");
         overlay.fills(INO).filled(0, PAGE_BYTES, b"..new...", LogIndex(20));
         assert_eq!(laid_over(&overlay, 0, b"........"), "........", "read since");
+        overlay.fills(INO).filled(0, PAGE_BYTES, b"........", LogIndex(21));
+        assert_eq!(overlay.state.lock().bytes, 0, "nothing of it stands");
     }
 
     #[tokio::test]
@@ -448,7 +463,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_a_write_what_has_been_read_is_forgotten_and_the_rest_is_not() {
+    async fn of_a_write_what_has_been_read_is_not_laid_over_and_the_rest_is() {
         let overlay = overlay();
         write(&overlay, 0, &[1; 3 * PAGE], 20);
         overlay.fills(INO).filled(PAGE_BYTES, PAGE_BYTES, &[1; PAGE], LogIndex(20));

@@ -40,7 +40,7 @@ pub(super) async fn stand(local: Local, replica: Replica, stop: CancellationToke
     }
 }
 
-/// Note the membership in the data directory as it changes, until `stop`; and end the node when it is known that it may
+/// Note the membership in the data directory as it changes, and keep its reserve filled, until `stop`; and end the node when it is known that it may
 /// never again take part: at once, and for good if it was removed. From here on nobody else writes the directory's identity.
 pub(super) async fn keep_identity(
     replica: Replica,
@@ -49,13 +49,13 @@ pub(super) async fn keep_identity(
     stop: CancellationToken,
 ) {
     tokio::select! {
-        never = note_members(&replica, &mut directory) => match never {},
+        never = tend_directory(&replica, &mut directory) => match never {},
         expulsion = replica.expelled() => heed(expulsion, directory, &fatal),
         () = stop.cancelled() => {}
     }
 }
 
-async fn note_members(replica: &Replica, directory: &mut DataDirectory) -> Infallible {
+async fn tend_directory(replica: &Replica, directory: &mut DataDirectory) -> Infallible {
     let mut seen = BTreeMap::new();
     loop {
         let members = replica.members();
