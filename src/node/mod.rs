@@ -88,6 +88,8 @@ pub struct Node {
     /// Ends the listener.
     back: CancellationToken,
     tasks: TaskTracker,
+    /// Ends the sessions of mounts that have ended.
+    endings: TaskTracker,
     _lock: DirectoryLock,
 }
 
@@ -141,6 +143,7 @@ impl Node {
             front,
             back,
             tasks,
+            endings: TaskTracker::new(),
             _lock: lock,
         };
         let server = crate::volume::Server::new(local, move || status());
@@ -185,11 +188,27 @@ impl Node {
             let volume = self.volume(&format!("mount {}", path.display()));
             let runtime = tokio::runtime::Handle::current();
             let failed = format!("cannot mount at {}", path.display());
-            let mount = tokio::task::spawn_blocking(move || fuse::mount(volume, runtime, &path, options)).await;
+            let mounting = volume.clone();
+            let mount = tokio::task::spawn_blocking(move || fuse::mount(mounting, runtime, &path, options)).await;
             let mount = mount.map_err(|e| NodeError::failed(format!("{failed}: {e}")))?;
-            self.mounts.push(mount.map_err(|e| NodeError::failed(format!("{failed}: {e}")))?);
+            let mount = mount.map_err(|e| NodeError::failed(format!("{failed}: {e}")))?;
+            self.end_with(&mount, volume);
+            self.mounts.push(mount);
         }
         Ok(())
+    }
+
+    /// A mount's locks, ephemeral files and what it had open end with it, also if it ends before the node does.
+    fn end_with(&mut self, mount: &Mount, volume: Volume) {
+        let (path, ended, front) = (mount.path().to_owned(), mount.ended(), self.front.clone());
+        self.endings.spawn(async move {
+            let Some(outcome) = front.run_until_cancelled(ended).await else { return };
+            match outcome {
+                Ok(()) => tracing::info!("the mount at {} has ended", path.display()),
+                Err(why) => tracing::error!("the mount at {} has ended: {why}", path.display()),
+            }
+            volume.close().await;
+        });
     }
 
     /// The tree through this node, with a session of its own that ends when the node stops.
@@ -259,7 +278,12 @@ impl Node {
         })
         .await;
         self.front.cancel();
-        step("ending the sessions", join_all(self.volumes.iter().map(Volume::close))).await;
+        step("ending the sessions", async {
+            join_all(self.volumes.iter().map(Volume::close)).await;
+            self.endings.close();
+            self.endings.wait().await;
+        })
+        .await;
         step("handing over the lead", self.hand_over()).await;
         step("stopping raft", self.replica.shutdown()).await;
         self.back.cancel();
