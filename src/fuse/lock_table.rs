@@ -420,7 +420,7 @@ mod tests {
         take(&table, asker(owner, 3));
         let later = Asker { session: SessionId(2), ..asker(owner, 3) };
         assert_eq!(table.begin(INO, later), Begin::Lapsed);
-        take(&table, Asker { handle: 4, ..later });
+        take(&table, Asker { owner: LockOwner::Flock(2), handle: 4, ..later });
         assert_eq!(table.session(INO, 3), Some(SessionId(1)));
     }
 
