@@ -8,31 +8,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::disk::{Disk, DiskFile};
 
-/// What a crash keeps or loses at once.
-const SECTOR_BYTES: u64 = 512;
+mod survival;
+
+pub use survival::Survival;
+use survival::sectors;
+
 const BLOCK_BYTES: u64 = 4096;
 /// What a disk without a capacity says to be free.
 const UNBOUNDED_FREE_BYTES: u64 = 1 << 50;
-
-/// What survives of everything that was not synced when the power went.
-#[derive(Clone, Copy, Debug)]
-pub enum Survival {
-    Nothing,
-    Everything,
-    /// In the order of the calls: this many bytes of writes, and all changes of names and lengths before them.
-    Prefix(u64),
-    /// Any subset of changes and of the sectors of writes.
-    Random(u64),
-    /// This subset: of the pieces that [`SimulatedDisk::unsynced_pieces`] counts, in the order of the calls, those whose
-    /// bit is set. The 65th goes with the first, and so on.
-    Subset(u64),
-}
 
 /// What was asked of the disk so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +43,8 @@ struct Inode {
     durable: Vec<u8>,
     /// Blocks that are allocated, as the running process sees it.
     blocks: BTreeSet<u64>,
+    /// Blocks that cannot be read until all of them is overwritten.
+    unreadable: BTreeSet<u64>,
 }
 
 #[derive(Clone)]
@@ -188,6 +180,16 @@ impl SimulatedDisk {
         found
     }
 
+    /// From now on reading anything of the blocks of this range fails with EIO, and so does a write to a part of one, as on
+    /// Linux, which would have to read the rest; a write to a whole block heals it. False: there is no such file.
+    pub fn lose(&self, name: &str, offset: u64, bytes: u64) -> bool {
+        let mut world = self.world.lock();
+        let Some(inode) = world.names.get(name).copied() else { return false };
+        let Some(inode) = world.inodes.get_mut(&inode) else { return false };
+        inode.unreadable.extend(blocks(offset, bytes));
+        true
+    }
+
     pub fn counters(&self) -> Counters {
         self.world.lock().counters
     }
@@ -252,8 +254,30 @@ impl Inode {
     }
 
     fn allocate(&mut self, offset: u64, bytes: u64) {
-        self.blocks.extend(offset / BLOCK_BYTES..(offset + bytes).div_ceil(BLOCK_BYTES));
+        self.blocks.extend(blocks(offset, bytes));
     }
+
+    fn check_readable(&self, mut blocks: Range<u64>) -> io::Result<()> {
+        match blocks.any(|block| self.unreadable.contains(&block)) {
+            true => Err(io::Error::from_raw_os_error(libc::EIO)),
+            false => Ok(()),
+        }
+    }
+
+    /// Before a write of this range.
+    fn overwrite(&mut self, offset: u64, bytes: u64) -> io::Result<()> {
+        let whole = offset.div_ceil(BLOCK_BYTES)..(offset + bytes) / BLOCK_BYTES;
+        for block in blocks(offset, bytes).filter(|block| !whole.contains(block)) {
+            self.check_readable(block..block + 1)?;
+        }
+        self.unreadable.retain(|block| !whole.contains(block));
+        Ok(())
+    }
+}
+
+/// The blocks that this range touches.
+fn blocks(offset: u64, bytes: u64) -> Range<u64> {
+    offset / BLOCK_BYTES..(offset + bytes).div_ceil(BLOCK_BYTES)
 }
 
 impl World {
@@ -327,90 +351,10 @@ impl World {
     fn check_space(&self, inode: u64, offset: u64, bytes: u64) -> io::Result<()> {
         let Some(capacity) = self.capacity else { return Ok(()) };
         let have = self.inodes.get(&inode).map(|inode| &inode.blocks);
-        let more = (offset / BLOCK_BYTES..(offset + bytes).div_ceil(BLOCK_BYTES))
-            .filter(|block| !have.is_some_and(|blocks| blocks.contains(block)))
-            .count();
+        let more = blocks(offset, bytes).filter(|block| !have.is_some_and(|blocks| blocks.contains(block))).count();
         match self.used_bytes() + more as u64 * BLOCK_BYTES > capacity {
             true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
             false => Ok(()),
-        }
-    }
-
-    fn after_crash(&self, survival: Survival) -> World {
-        let mut next = World { names: self.durable_names.clone(), capacity: self.capacity, ..World::default() };
-        let mut inodes = self.inodes.clone();
-        let mut dice = Dice::new(match survival {
-            Survival::Random(seed) => seed,
-            _ => 0,
-        });
-        let mut left = match survival {
-            Survival::Nothing => 0,
-            Survival::Prefix(bytes) => bytes,
-            _ => u64::MAX,
-        };
-        // How likely a change survives, in sixteenths; drawn once, so that all or nothing is common.
-        let odds = [0, 2, 8, 14, 16][dice.below(5) as usize];
-        let mut piece = 0;
-        let mut survives = || {
-            piece += 1;
-            match survival {
-                Survival::Subset(these) => these >> ((piece - 1) % 64) & 1 == 1,
-                _ => dice.below(16) < odds,
-            }
-        };
-        for change in &self.unsynced {
-            match survival {
-                Survival::Nothing => break,
-                Survival::Prefix(_) if left == 0 && change.weight() > 0 => break,
-                Survival::Random(_) | Survival::Subset(_) => next.survive_some(&mut inodes, change, &mut survives),
-                _ => next.survive(&mut inodes, &prefix(change, left)),
-            }
-            left = left.saturating_sub(change.weight());
-        }
-        next.settle(inodes);
-        next
-    }
-
-    fn survive(&mut self, inodes: &mut BTreeMap<u64, Inode>, change: &Change) {
-        match change.inode() {
-            Some(inode) => inodes.entry(inode).or_default().apply_durable(change),
-            None => apply_name(&mut self.names, change),
-        }
-    }
-
-    fn survive_some(
-        &mut self,
-        inodes: &mut BTreeMap<u64, Inode>,
-        change: &Change,
-        survives: &mut impl FnMut() -> bool,
-    ) {
-        match change {
-            Change::Write { inode, offset, bytes } => {
-                for (at, piece) in sectors(*offset, bytes) {
-                    if survives() {
-                        let piece = Change::Write { inode: *inode, offset: at, bytes: piece.to_vec() };
-                        self.survive(inodes, &piece);
-                    }
-                }
-            }
-            other if survives() => self.survive(inodes, other),
-            _ => {}
-        }
-    }
-
-    /// What is durable is what the next process sees.
-    fn settle(&mut self, inodes: BTreeMap<u64, Inode>) {
-        self.durable_names = self.names.clone();
-        let named: BTreeSet<u64> = self.names.values().copied().collect();
-        for (number, mut inode) in inodes.into_iter().filter(|(number, _)| named.contains(number)) {
-            inode.now = inode.durable.clone();
-            inode.blocks.clear();
-            inode.allocate(0, inode.now.len() as u64);
-            self.inodes.insert(number, inode);
-        }
-        // A name may survive whose file never had a durable byte.
-        for number in named {
-            self.inodes.entry(number).or_default();
         }
     }
 
@@ -467,45 +411,6 @@ fn apply_name(names: &mut BTreeMap<String, u64>, change: &Change) {
             names.insert(to.clone(), *inode);
         }
         _ => {}
-    }
-}
-
-fn prefix(change: &Change, bytes_max: u64) -> Change {
-    match change {
-        Change::Write { inode, offset, bytes } => {
-            let keep = (bytes.len() as u64).min(bytes_max) as usize;
-            Change::Write { inode: *inode, offset: *offset, bytes: bytes[..keep].to_vec() }
-        }
-        other => other.clone(),
-    }
-}
-
-/// The pieces of a write by sector of the file.
-fn sectors(offset: u64, bytes: &[u8]) -> Vec<(u64, &[u8])> {
-    let mut pieces = Vec::new();
-    let (mut at, mut rest) = (offset, bytes);
-    while !rest.is_empty() {
-        let length = ((SECTOR_BYTES - at % SECTOR_BYTES) as usize).min(rest.len());
-        let (piece, behind) = rest.split_at(length);
-        pieces.push((at, piece));
-        (at, rest) = (at + length as u64, behind);
-    }
-    pieces
-}
-
-/// xorshift64*: Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled".
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64) -> Dice {
-        Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) % bound
     }
 }
 
@@ -578,6 +483,7 @@ impl DiskFile for SimulatedFile {
         slices.iter().for_each(|slice| bytes.extend_from_slice(slice));
         let mut world = self.world.lock();
         world.check_space(self.inode, offset, bytes.len() as u64)?;
+        world.inodes.entry(self.inode).or_default().overwrite(offset, bytes.len() as u64)?;
         world.counters.writes += 1;
         world.counters.bytes_written += bytes.len() as u64;
         let failed = due(&mut world.failing_write);
@@ -594,7 +500,9 @@ impl DiskFile for SimulatedFile {
             return Err(io::Error::other("the simulated disk is off"));
         }
         world.counters.bytes_read += buffer.len() as u64;
-        let content = &world.inodes.get(&self.inode).ok_or(io::ErrorKind::NotFound)?.now;
+        let inode = world.inodes.get(&self.inode).ok_or(io::ErrorKind::NotFound)?;
+        inode.check_readable(blocks(offset, buffer.len() as u64))?;
+        let content = &inode.now;
         let range = offset as usize..offset as usize + buffer.len();
         buffer.copy_from_slice(content.get(range).ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
