@@ -40,8 +40,7 @@ impl Log {
             if !self.shared.has_room_for(live) {
                 return Ok(false);
             }
-            written += live;
-            match self.empty(&segment) {
+            match self.empty(&segment, &mut written) {
                 Err(damaged @ (StorageError::Damaged { .. } | StorageError::NoBody { .. })) => {
                     tracing::warn!(file = segment.path, "cannot compact this segment: {damaged}");
                 }
@@ -55,8 +54,9 @@ impl Log {
         Ok(false)
     }
 
-    /// Write everything live of a segment anew; durable on return.
-    fn empty(&self, segment: &Arc<Segment>) -> Result<(), StorageError> {
+    /// Write everything live of a segment anew; durable on return. What was moved, even if not all could be, counts as
+    /// `written`.
+    fn empty(&self, segment: &Arc<Segment>, written: &mut u64) -> Result<(), StorageError> {
         let Some(rows) = read_seal(segment)? else {
             return Err(segment.damaged(0, None, "the seal"));
         };
@@ -66,7 +66,9 @@ impl Log {
             while bytes < PIECE_BYTES
                 && let Some(row) = rows.next()
             {
-                let body = BodyPlace { kind: row.kind, place: row.place };
+                // A mended entry is found like any other.
+                let kind = if row.kind == Kind::Mend { Kind::Entry } else { row.kind };
+                let body = BodyPlace { kind, place: row.place };
                 if self.shared.is_at(row.id.index, body) {
                     let content = segment.read_body(&body.place, body.kind, row.id.index, 0, body.place.body)?;
                     bytes += content.len();
@@ -79,6 +81,7 @@ impl Log {
             self.barrier(|memory| {
                 piece.into_iter().for_each(|(index, from, content)| move_body(memory, index, from, content))
             })?;
+            *written += bytes as u64;
         }
         Ok(())
     }
