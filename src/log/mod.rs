@@ -195,9 +195,10 @@ struct Runner {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     pumped: Mutex<Option<Writer>>,
-    /// One snapshot is written at a time, one reclaim is run at a time.
+    /// One snapshot is written at a time, one reclaim is run at a time; the reserve is filled beside both.
     snapshots: Mutex<()>,
     reclaims: Mutex<()>,
+    replenishes: Mutex<()>,
 }
 
 impl Drop for Runner {
@@ -249,6 +250,7 @@ impl Log {
             pumped: Mutex::new(pumped),
             snapshots: Mutex::new(()),
             reclaims: Mutex::new(()),
+            replenishes: Mutex::new(()),
         };
         Ok(Log { shared, runner: Arc::new(runner) })
     }
@@ -459,9 +461,9 @@ impl Log {
         (self.shared.room_for_snapshot(), last + last / 2)
     }
 
-    /// Fill the reserve up, as far as the disk has room.
+    /// Fill the reserve up, as far as the disk has room. A reclaim under way does not hold it up.
     pub fn replenish(&self) -> Result<(), StorageError> {
-        let _not_while_reclaimed = self.runner.reclaims.lock();
+        let _one_at_a_time = self.runner.replenishes.lock();
         self.shared.replenish()
     }
 

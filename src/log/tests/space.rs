@@ -253,6 +253,28 @@ fn the_reserve_outlives_a_full_disk_and_a_restart() {
     assert_eq!(log.state().last.unwrap().index, next - 1);
 }
 
+/// Giving space back takes its time: what is taken from the reserve meanwhile is replaced meanwhile.
+#[test]
+fn the_reserve_is_filled_up_during_a_reclaim() {
+    let (disk, entries) = purged();
+    let log = open(&disk, 2).unwrap();
+    let filled = std::cell::OnceCell::new();
+    let looked_at = |index| {
+        filled.get_or_init(|| {
+            let (log, (done, result)) = (log.clone(), std::sync::mpsc::channel());
+            std::thread::spawn(move || done.send(log.replenish()));
+            result.recv_timeout(Duration::from_secs(20)).expect("it waits for the reclaim").unwrap();
+            spares(&disk)
+        });
+        is_live(index)
+    };
+    log.reclaim(&looked_at).unwrap();
+    assert_eq!(filled.get(), Some(&2));
+    log.replenish().unwrap();
+    assert!((2..=3).contains(&spares(&disk)), "{:?}", disk.list());
+    expect_live_bodies(&log, &entries);
+}
+
 #[test]
 fn a_snapshot_on_a_full_disk_uses_the_reserve_but_its_last_segment() {
     let (disk, entries) = purged();
