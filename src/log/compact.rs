@@ -18,7 +18,7 @@ use bytes::Bytes;
 use super::format::Kind;
 use super::index::BodyPlace;
 use super::queue::{Memory, Shared};
-use super::recovery::read_seal;
+use super::recovery::known_rows;
 use super::segment::Segment;
 use super::{Log, StorageError};
 
@@ -57,10 +57,7 @@ impl Log {
     /// Write everything live of a segment anew; durable on return. What was moved, even if not all could be, counts as
     /// `written`.
     fn empty(&self, segment: &Arc<Segment>, written: &mut u64) -> Result<(), StorageError> {
-        let Some(rows) = read_seal(segment)? else {
-            return Err(segment.damaged(0, None, "the seal"));
-        };
-        let mut rows = rows.into_iter().peekable();
+        let mut rows = known_rows(segment)?.into_iter().peekable();
         while rows.peek().is_some() {
             let (mut piece, mut bytes) = (Vec::new(), 0);
             while bytes < PIECE_BYTES

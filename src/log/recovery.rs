@@ -140,30 +140,48 @@ fn open_segment(disk: &dyn Disk, sequence: u32) -> Result<Arc<Segment>, StorageE
     }
 }
 
-/// The rows of a sealed segment: from its Seal record, or if that is damaged from its headers.
+/// The rows of a sealed segment: from its Seal record, or if that is damaged from its headers. That nothing is missing behind
+/// the last of them, the Seal's header shows, or the trailer: of a segment with a next one it tells the last Seal.
 fn sealed_rows(segment: &Arc<Segment>, replay: &mut Replay) -> Result<Vec<Row>, StorageError> {
     if let Some(rows) = read_seal(segment)? {
         return Ok(rows);
     }
     tracing::warn!(file = segment.path, "the seal of this segment is damaged; reading its headers instead");
     let scan = scan(segment)?;
-    if !scan.sealed {
+    if !scan.sealed && read_trailer(segment)? != Some(scan.end) {
         return Err(segment.damaged(scan.end, None, "a record of a sealed segment"));
     }
     let gaps = scan.gaps.len();
     replay.note_gaps(segment, &scan, gaps)?;
-    Ok(scan.records.iter().filter_map(row_of).collect())
+    Ok(rows_of(&scan))
 }
 
-pub fn read_seal(segment: &Segment) -> Result<Option<Vec<Row>>, StorageError> {
-    let header = &segment.header;
-    let trailer = segment.read_around(header.bytes - HEADER_BYTES as u64, header.bytes, &mut BTreeSet::new())?;
-    let Some(offset) = trailer.as_slice().try_into().ok().and_then(|bytes| header.read_trailer(bytes)) else {
-        return Ok(None);
-    };
-    let Some(found) = record_at(segment, offset as u64)? else { return Ok(None) };
+/// The rows of a sealed segment that are to be had: of a record whose header is damaged there is none if the Seal is, too.
+pub fn known_rows(segment: &Segment) -> Result<Vec<Row>, StorageError> {
+    match read_seal(segment)? {
+        Some(rows) => Ok(rows),
+        None => Ok(rows_of(&scan(segment)?)),
+    }
+}
+
+fn rows_of(scan: &Scan) -> Vec<Row> {
+    scan.records.iter().filter_map(row_of).collect()
+}
+
+fn read_seal(segment: &Segment) -> Result<Option<Vec<Row>>, StorageError> {
+    let Some(offset) = read_trailer(segment)? else { return Ok(None) };
+    let found = record_at(segment, offset)?.filter(|found| found.header.kind == Kind::Seal);
+    let Some(found) = found else { return Ok(None) };
     let Some(rows) = command(segment, &found)? else { return Ok(None) };
-    Ok(rows.chunks(ROW_BYTES).map(|row| Row::decode(header, row)).collect())
+    Ok(rows.chunks(ROW_BYTES).map(|row| Row::decode(&segment.header, row)).collect())
+}
+
+/// Where the trailer says that the Seal is.
+fn read_trailer(segment: &Segment) -> Result<Option<u64>, StorageError> {
+    let bytes = segment.header.bytes;
+    let trailer = segment.read_around(bytes - HEADER_BYTES as u64, bytes, &mut BTreeSet::new())?;
+    let trailer = trailer.as_slice().try_into().ok();
+    Ok(trailer.and_then(|trailer| segment.header.read_trailer(trailer)).map(u64::from))
 }
 
 fn row_of(found: &Found) -> Option<Row> {
@@ -201,7 +219,7 @@ fn open_tail(disk: &dyn Disk, segment: Arc<Segment>, replay: &mut Replay) -> Res
         .map_err(|e| segment.io("allocate", e))?;
     harden(&segment, proven, scan.end)?;
     let recorded = recorded_state(&segment, &scan.records)?;
-    let rows: Vec<Row> = scan.records.iter().filter_map(row_of).collect();
+    let rows = rows_of(&scan);
     segment.truncates.store(rows.iter().any(|row| row.kind == Kind::Truncate), Ordering::Relaxed);
     rows.iter().for_each(|row| replay.row(row));
     let controls = scan.records.last().map_or(1, |found| found.header.controls);

@@ -51,7 +51,7 @@ fn what_was_never_acknowledged_is_cut_though_the_disk_cannot_read_it() {
 /// The header of a record that was never acknowledged, with another one behind it that tells so.
 #[test]
 fn a_lost_header_in_front_of_what_was_never_acknowledged_is_cut() {
-    let batch = [entry(1, 2, 20, 70_000), entry(1, 3, 20, 100), entry(1, 4, 20, 70_000)];
+    let batch = [entry(1, 2, 20, 70_000), entry(1, 3, 20, 10_000), entry(1, 4, 20, 70_000)];
     let disk = with_unproven(&batch);
     assert!(disk.lose(FIRST, header_of(&disk, FIRST, &batch[1]), 64));
     let log = open(&disk, 2).unwrap();
@@ -98,9 +98,10 @@ fn a_block_that_cannot_be_read_is_met_as_damage_wherever_it_is() {
             assert_eq!(log.unwrap().entries(12, 99, usize::MAX, true).unwrap(), next);
         }
     }
-    // Nobody can do without the head of a segment; and where the log ends, nobody can tell what was acknowledged.
+    // Nobody can do without the head of a segment; nor tell how much is lost in front of a lost Seal or with the head of the
+    // last entry, nor what was acknowledged where the log ends.
     let ends =
         whole.content(&last).unwrap().iter().rposition(|byte| *byte != 0).unwrap() as u64 / BLOCK_BYTES * BLOCK_BYTES;
-    assert!(refused.contains(&(last, ends)) && refused.iter().filter(|(_, at)| *at > 0).count() <= 2, "{refused:?}");
-    assert!(opened > 150 && supplied > 0, "{opened} opened, {supplied} with a peer");
+    assert!(refused.contains(&(last, ends)) && refused.iter().filter(|(_, at)| *at > 0).count() <= 3, "{refused:?}");
+    assert!(opened > 100 && supplied > 0, "{opened} opened, {supplied} with a peer");
 }
