@@ -297,6 +297,10 @@ impl Handler for Dispatch {
         }
     }
 
+    fn answer_bytes(&self, message: &Message) -> usize {
+        if message.kind >= KIND_FIRST { self.server.answer_bytes(message) } else { 0 }
+    }
+
     fn admit(&self, node: NodeId, start: &Start) -> Result<(), Expulsion> {
         self.replica.admit(node, start)
     }
