@@ -18,6 +18,7 @@ mod formats;
 mod nodes;
 mod tree;
 mod versions;
+mod virtuals;
 
 use super::*;
 use ::bytes::Bytes;
