@@ -145,7 +145,8 @@ impl Node {
         };
         let server = crate::volume::Server::new(local, move || status());
         let dispatch = Arc::new(Dispatch { replica, server });
-        node.tasks.spawn(net::Server::run(listener, own, dispatch, node.back.clone()));
+        let serving = net::Server::run(listener, own, dispatch, node.back.clone());
+        node.keep_running("the listener", node.back.clone(), serving);
         if let Err(error) = node.bring_up(&mut directory, fresh, cs733, options.mounts).await {
             node.stop().await;
             return Err(error);
@@ -165,10 +166,14 @@ impl Node {
             bootstrap(directory, &self.replica, &self.own, fresh).await?;
         }
         let (fatal, stop) = (self.fatal.clone(), self.back.clone());
-        self.tasks.spawn(members::keep_identity(self.replica.clone(), directory.clone(), fatal, stop));
-        self.tasks.spawn(upkeep::run(self.replica.clone(), self.front.clone()));
-        self.tasks.spawn(members::stand(self.local.clone(), self.replica.clone(), self.front.clone()));
-        self.tasks.spawn(members::tend(self.replica.clone(), self.own.clone(), self.front.clone()));
+        let identity = members::keep_identity(self.replica.clone(), directory.clone(), fatal, stop.clone());
+        self.keep_running("the keeping of the identity", stop, identity);
+        let (replica, front) = (&self.replica, &self.front);
+        self.keep_running("upkeep", front.clone(), upkeep::run(replica.clone(), front.clone()));
+        let standing = members::stand(self.local.clone(), replica.clone(), front.clone());
+        self.keep_running("the node's standing", front.clone(), standing);
+        let tending = members::tend(replica.clone(), self.own.clone(), front.clone());
+        self.keep_running("the tending of the members", front.clone(), tending);
         self.start_gateway(cs733);
         self.mount_all(mounts).await
     }
@@ -176,8 +181,19 @@ impl Node {
     fn start_gateway(&mut self, cs733: Option<TcpListener>) {
         if let Some(listener) = cs733 {
             let volume = self.volume("cs733");
-            self.tasks.spawn(gateway::serve(volume, listener, self.front.clone()));
+            let serving = gateway::serve(volume, listener, self.front.clone());
+            self.keep_running("the cs733 listener", self.front.clone(), serving);
         }
+    }
+
+    /// Without this task the node would only look alive: if it ends before `stop` is cancelled, so does the node.
+    fn keep_running(
+        &self,
+        what: &'static str,
+        stop: CancellationToken,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.tasks.spawn(self.fatal.clone().unless_stopped(what, stop, task));
     }
 
     async fn mount_all(&mut self, mounts: Vec<(PathBuf, MountOptions)>) -> Result<(), NodeError> {
