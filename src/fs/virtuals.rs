@@ -67,7 +67,7 @@ impl State {
         let waiting = self.locks.waiting(ino).map(|lock| self.lock_line(&lock, "waiting"));
         let mut bytes = 0;
         let fits = |line: &Value| {
-            bytes += line.to_string().len() + 1;
+            bytes = line.to_string().len().saturating_add(1).saturating_add(bytes);
             bytes <= LOCK_LINES_BYTES_MAX
         };
         held.chain(waiting).take_while(fits).collect()
