@@ -21,3 +21,4 @@ mod rot;
 mod storage;
 mod strangers;
 mod tls;
+mod uploads;
