@@ -70,6 +70,8 @@ pub const CS733_LINE_BYTES_MAX: usize = 499;
 pub const CS733_CONNECTIONS_MAX: usize = 256;
 /// How long a cs733 client may be silent between requests, in seconds.
 pub const CS733_IDLE_SECONDS_MAX: u64 = 600;
+/// How long it may be silent before it can be let go for the sake of another client, in seconds.
+pub const CS733_SPARED_SECONDS: u64 = 10;
 /// How long a cs733 request may take from its first byte to its last, and an answer to be taken, in seconds.
 pub const CS733_TRANSFER_SECONDS_MAX: u64 = 60;
 /// How long the cluster has to carry out one cs733 request, in seconds.

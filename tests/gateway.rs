@@ -148,6 +148,25 @@ fn connections_are_bounded() {
     served.stop();
 }
 
+/// As many as there may be, and all silent but one: after a while the one that has been silent longest has to go.
+#[test]
+fn a_silent_client_makes_room() {
+    let served = Served::start();
+    let mut clients: Vec<Client> = (0..CS733_CONNECTIONS_MAX).map(|_| served.client()).collect();
+    let begun = std::time::Instant::now();
+    loop {
+        assert!(!clients.last_mut().expect("a client").finds("f"), "one that speaks is kept");
+        if is_served(served.socket()) {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "silent clients shut out all others");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    clients.remove(0).expect_closed();
+    assert!(clients.iter_mut().rev().take(2).all(|client| !client.finds("f")), "no more than one had to go");
+    served.stop();
+}
+
 /// A client that is turned away while it sends may see a reset instead of the answer.
 fn is_served(mut socket: TcpStream) -> bool {
     let mut answer = [0; 64];
