@@ -281,6 +281,7 @@ async fn wait_until_ended(remote: &Remote, address: Option<SocketAddr>, node: No
 async fn change_members(remote: &Remote, change: MemberChange, what: &str) -> CliResult<NodeId> {
     let unknown =
         "no answer in time: whether it was done is unknown. Look with `keelfs member list` before you try again";
+    remote.must_be_let_in().await?;
     match remote.change_members(change).await {
         Ok(Ok(changed)) => Ok(match changed {
             MemberChanged::Added { node }
@@ -290,7 +291,10 @@ async fn change_members(remote: &Remote, change: MemberChange, what: &str) -> Cl
         }),
         Ok(Err(why)) => Err(CliError::failed(format!("cannot {what}: {why}"))),
         Err(Failure::Unknown) => Err(CliError::new(Exit::NoMajority, format!("cannot {what}: {unknown}"))),
-        Err(failure) => Err(CliError::call(what, "", &failure)),
+        Err(failure) => {
+            let (tried, about) = what.rsplit_once(' ').unwrap_or((what, ""));
+            Err(CliError::call(tried, about, &failure))
+        }
     }
 }
 
