@@ -417,6 +417,9 @@ pub struct MountArgs {
     pub log: Option<PathBuf>,
     #[arg(long, hide = true)]
     pub own_session: bool,
+    /// Mount this cluster and no other, whatever answers at the addresses: `keelfs cluster` knows its mounts by it
+    #[arg(long, value_name = "UUID", hide = true)]
+    pub cluster: Option<uuid::Uuid>,
 }
 
 #[derive(Debug, Args)]

@@ -16,6 +16,7 @@ mod cs733;
 mod faults;
 mod locks;
 mod membership;
+mod neighbours;
 mod newcomer;
 mod rot;
 mod storage;
