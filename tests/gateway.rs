@@ -10,6 +10,7 @@ use keelfs::raft::Timing;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
@@ -131,9 +132,13 @@ fn a_client_that_has_finished_sending_gets_its_answers() {
     served.stop();
 }
 
+/// Held by tests with as many clients as there may be: two of them at a time have more files open than a process may.
+static CROWD: Mutex<()> = Mutex::new(());
+
 /// One client too many is told so; when another has left, there is room.
 #[test]
 fn connections_are_bounded() {
+    let _turn = CROWD.lock().unwrap_or_else(PoisonError::into_inner);
     let served = Served::start();
     let mut clients: Vec<Client> = (0..CS733_CONNECTIONS_MAX).map(|_| served.client()).collect();
     assert!(!clients.last_mut().expect("a client").finds("f"), "the last one allowed is served");
@@ -151,6 +156,7 @@ fn connections_are_bounded() {
 /// As many as there may be, and all silent but one: after a while the one that has been silent longest has to go.
 #[test]
 fn a_silent_client_makes_room() {
+    let _turn = CROWD.lock().unwrap_or_else(PoisonError::into_inner);
     let served = Served::start();
     let mut clients: Vec<Client> = (0..CS733_CONNECTIONS_MAX).map(|_| served.client()).collect();
     let begun = std::time::Instant::now();
