@@ -79,7 +79,7 @@ async fn serve_mount(args: &MountArgs, dir: &Path, options: MountOptions) -> Cli
     // A mount that nobody answers would only make programs wait: say so now.
     let keys = keys::of_client(directory_of_keys(args))?;
     // Nil: whichever cluster answers.
-    let cluster = args.cluster.unwrap_or(Uuid::nil());
+    let cluster = args.cluster.unwrap_or_default();
     let remote = Remote::to(args.nodes.0.clone(), cluster, keys, PATIENCE)?.pinned().await?;
     let volume = remote.volume(&format!("mount {}", dir.display()));
     let what = || format!("cannot mount at {}", dir.display());
