@@ -331,6 +331,16 @@ fn a_deadlock_is_seen_past_a_waiter_that_covers_only_part_of_the_range() {
     assert_eq!(locks.lock(FILE, posix(1, 4, 5, Exclusive), WAIT), Err(Refusal::Deadlock));
 }
 
+/// Linux would let him wait, because the holder waits for nobody.
+#[test]
+fn nobody_queues_behind_one_that_waits_for_his_own_process() {
+    let mut locks = Locks::default();
+    locks.lock(FILE, posix(1, 0, 10, Exclusive), WAIT).unwrap();
+    assert_eq!(locks.lock(FILE, posix(2, 0, 10, Exclusive), WAIT), Ok(Reply::Waiting));
+    assert_eq!(locks.lock(FILE, posix(3, 0, 10, Exclusive), WAIT), Ok(Reply::Waiting));
+    assert_eq!(locks.lock(FILE, posix(2, 0, 5, Exclusive), WAIT), Err(Refusal::Deadlock), "of another thread");
+}
+
 #[test]
 fn a_waiter_does_not_overtake_an_earlier_one_that_wants_the_same_byte() {
     let mut locks = Locks::default();
