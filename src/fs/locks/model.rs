@@ -357,6 +357,18 @@ fn a_waiter_does_not_overtake_an_earlier_one_that_wants_the_same_byte() {
 }
 
 #[test]
+fn a_grant_that_makes_a_range_shared_frees_who_came_earlier() {
+    let mut locks = Locks::default();
+    locks.lock(FILE, posix(1, 0, 5, Exclusive), WAIT).unwrap();
+    locks.lock(FILE, posix(2, 6, 9, Exclusive), WAIT).unwrap();
+    assert_eq!(locks.lock(FILE, posix(3, 0, 3, Shared), WAIT), Ok(Reply::Waiting));
+    assert_eq!(locks.lock(FILE, posix(1, 0, 9, Shared), WAIT), Ok(Reply::Waiting));
+    locks.lock(FILE, posix(2, 6, 9, Unlock), WAIT).unwrap();
+    assert_eq!(locks.waiting(FILE).count(), 0);
+    assert_eq!(locks.held(FILE).map(|l| (l.session.0, l.mode)).collect::<Vec<_>>(), [(1, Shared), (3, Shared)]);
+}
+
+#[test]
 fn the_token_rises_with_exclusive_grants_and_outlives_the_locks() {
     let mut locks = Locks::default();
     assert_eq!(locks.lock(FILE, flock(1, Exclusive), WAIT), Ok(Reply::Locked { generation: 1 }));
