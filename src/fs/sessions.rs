@@ -61,9 +61,10 @@ impl State {
     pub(super) fn keep_reply(&mut self, id: SessionId, sequence: Sequence, outcome: &Outcome) {
         let Some(session) = self.sessions.get(&id) else { return };
         let mut session = session.clone();
-        session.kept = session.kept.saturating_add(1);
+        if self.replies.insert((id, sequence), outcome.clone()).is_none() {
+            session.kept = session.kept.saturating_add(1);
+        }
         self.put_session(id, session);
-        self.replies.insert((id, sequence), outcome.clone());
     }
 
     pub(super) fn keep_alive(&mut self, cause: &Cause, closed: &[Ino]) -> Outcome {
