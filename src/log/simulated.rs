@@ -45,6 +45,19 @@ pub struct Counters {
     pub bytes_read: u64,
 }
 
+/// What went wrong because it was asked for: over all processes on this disk, and not what is only to come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fired {
+    pub failed_writes: u64,
+    pub failed_syncs: u64,
+    /// Calls that were refused for want of space.
+    pub full: u64,
+    /// Answers that there is room for so much and no more.
+    pub told_room: u64,
+    /// The power went in the middle of a change.
+    pub halts: u64,
+}
+
 #[derive(Clone, Default)]
 struct Inode {
     /// What the running process sees.
@@ -103,6 +116,7 @@ struct World {
     /// In the order of the calls.
     unsynced: Vec<Change>,
     counters: Counters,
+    fired: Fired,
     off: bool,
     operations_left: Option<u64>,
     failing_write: Option<(u64, i32)>,
@@ -192,6 +206,11 @@ impl SimulatedDisk {
         self.world.lock().counters
     }
 
+    /// Which of the faults that were asked for have come to something.
+    pub fn fired(&self) -> Fired {
+        self.world.lock().fired
+    }
+
     /// Bytes of writes that no sync has covered yet.
     pub fn unsynced_bytes(&self) -> u64 {
         self.world.lock().unsynced.iter().map(|change| change.weight()).sum()
@@ -277,6 +296,7 @@ impl World {
         match &mut self.operations_left {
             Some(0) => {
                 self.off = true;
+                self.fired.halts += 1;
                 Ok(true)
             }
             Some(left) => {
@@ -324,20 +344,26 @@ impl World {
         inodes.map(|inode| inode.blocks.len() as u64 * BLOCK_BYTES).sum()
     }
 
-    fn check_space(&self, inode: u64, offset: u64, bytes: u64) -> io::Result<()> {
+    fn check_space(&mut self, inode: u64, offset: u64, bytes: u64) -> io::Result<()> {
         let Some(capacity) = self.capacity else { return Ok(()) };
         let have = self.inodes.get(&inode).map(|inode| &inode.blocks);
         let more = (offset / BLOCK_BYTES..(offset + bytes).div_ceil(BLOCK_BYTES))
             .filter(|block| !have.is_some_and(|blocks| blocks.contains(block)))
             .count();
         match self.used_bytes() + more as u64 * BLOCK_BYTES > capacity {
-            true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            true => Err(self.is_full()),
             false => Ok(()),
         }
     }
 
+    fn is_full(&mut self) -> io::Error {
+        self.fired.full += 1;
+        io::Error::from_raw_os_error(libc::ENOSPC)
+    }
+
     fn after_crash(&self, survival: Survival) -> World {
-        let mut next = World { names: self.durable_names.clone(), capacity: self.capacity, ..World::default() };
+        let (names, capacity, fired) = (self.durable_names.clone(), self.capacity, self.fired);
+        let mut next = World { names, capacity, fired, ..World::default() };
         let mut inodes = self.inodes.clone();
         let mut dice = Dice::new(match survival {
             Survival::Random(seed) => seed,
@@ -418,11 +444,19 @@ impl World {
         self.capacity.map_or(UNBOUNDED_FREE_BYTES, |capacity| capacity.saturating_sub(self.used_bytes()))
     }
 
-    fn check_name(&self, name: &str) -> io::Result<()> {
+    fn check_name(&mut self, name: &str) -> io::Result<()> {
         match !self.names.contains_key(name) && self.free_bytes() < BLOCK_BYTES {
-            true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            true => Err(self.is_full()),
             false => Ok(()),
         }
+    }
+
+    fn sync_fails(&mut self) -> io::Result<()> {
+        due(&mut self.failing_sync).inspect_err(|_| self.fired.failed_syncs += 1)
+    }
+
+    fn write_fails(&mut self) -> io::Result<()> {
+        due(&mut self.failing_write).inspect_err(|_| self.fired.failed_writes += 1)
     }
 
     fn sync(&mut self, inode: u64) -> io::Result<()> {
@@ -432,7 +466,7 @@ impl World {
         self.counters.syncs += 1;
         let (synced, rest) = std::mem::take(&mut self.unsynced).into_iter().partition(|c| c.inode() == Some(inode));
         self.unsynced = rest;
-        due(&mut self.failing_sync)?;
+        self.sync_fails()?;
         let synced: Vec<Change> = synced;
         let inode = self.inodes.entry(inode).or_default();
         synced.iter().for_each(|change| inode.apply_durable(change));
@@ -549,14 +583,16 @@ impl Disk for SimulatedDisk {
             return Err(io::Error::other("the simulated disk lost power"));
         }
         world.counters.syncs += 1;
-        due(&mut world.failing_sync)?;
+        world.sync_fails()?;
         world.durable_names = world.names.clone();
         world.unsynced.retain(|change| change.inode().is_some());
         Ok(())
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        Ok(self.world.lock().free_bytes())
+        let mut world = self.world.lock();
+        world.fired.told_room += u64::from(world.capacity.is_some());
+        Ok(world.free_bytes())
     }
 
     fn path_of(&self, name: &str) -> String {
@@ -568,7 +604,7 @@ impl DiskFile for SimulatedFile {
     fn preallocate(&self, bytes: u64) -> io::Result<()> {
         let mut world = self.world.lock();
         if world.free_bytes() < bytes {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            return Err(world.is_full());
         }
         world.change(Change::Extend { inode: self.inode, bytes })
     }
@@ -580,7 +616,7 @@ impl DiskFile for SimulatedFile {
         world.check_space(self.inode, offset, bytes.len() as u64)?;
         world.counters.writes += 1;
         world.counters.bytes_written += bytes.len() as u64;
-        let failed = due(&mut world.failing_write);
+        let failed = world.write_fails();
         if failed.is_err() {
             bytes.truncate(bytes.len() / 2);
         }
@@ -607,7 +643,7 @@ impl DiskFile for SimulatedFile {
     fn punch_hole(&self, offset: u64, bytes: u64) -> io::Result<()> {
         let mut world = self.world.lock();
         if world.free_bytes() < BLOCK_BYTES {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            return Err(world.is_full());
         }
         world.change(Change::Hole { inode: self.inode, offset, bytes })
     }
