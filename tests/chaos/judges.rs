@@ -23,8 +23,8 @@ pub fn all() -> Result<usize, String> {
     let logs = logs();
     logs.iter().try_for_each(|(about, log, ops, verdict)| {
         let history = History { ops: ops.clone(), ..History::default() };
-        let (wrong, _) = logcheck::check(log, u64::MAX, &history);
-        compare("log", about, &wrong, *verdict)
+        let judged = logcheck::check(log, u64::MAX, &history);
+        compare("log", about, &judged.wrong, *verdict)
     })?;
     Ok(cases.len() + logs.len())
 }
@@ -178,6 +178,7 @@ fn locks() -> Vec<Case> {
 fn expiries() -> Vec<Case> {
     const S: u64 = 1_000_000_000;
     let expire = |begin| op(begin, begin + 1, Call::Expire { file: "e".into(), ttl_s: 2 }, Answer::Done);
+    let until = |begin, due| op(begin, begin + 1, Call::ExpireAt { file: "e".into(), unix_s: 0, due }, Answer::Done);
     let look = |begin, answer| op(begin, begin + 1, Call::IsThere { file: "e".into() }, answer);
     let (there, gone) = (|begin| look(begin, Answer::Present), |begin| look(begin, Answer::Absent));
     vec![
@@ -190,6 +191,9 @@ fn expiries() -> Vec<Case> {
             with(&[]),
             "too early",
         ),
+        case("expiry", "in time, by the clock", vec![until(S, 3 * S), gone(4 * S)], with(&[]), None),
+        case("expiry", "early, by the clock", vec![until(S, 3 * S), gone(2 * S)], with(&[]), "too early"),
+        case("expiry", "never, by the clock", vec![until(S, 3 * S)], with(&[("e", "")]), "still there"),
         case("expiry", "undone", vec![expire(S), gone(4 * S), there(5 * S)], with(&[]), "was seen"),
         case("expiry", "never", vec![expire(S), there(4 * S)], with(&[("e", "")]), "still there"),
     ]
@@ -223,8 +227,13 @@ fn log(writes: &[(u64, u64)]) -> logcheck::Printed {
     log
 }
 
+/// As if a snapshot had taken the first two entries.
+fn cut(log: logcheck::Printed) -> logcheck::Printed {
+    log.into_iter().filter(|(index, _)| *index > 2).collect()
+}
+
 fn logs() -> Vec<LogCase> {
-    let (a, b) = (200 << 32, 201 << 32);
+    let (a, b, c, d) = (200 << 32, 201 << 32, 202 << 32, 203 << 32);
     let write = |begin, value| op(begin, begin + 1, Call::Write { file: "r".into(), value }, Answer::Done);
     let read =
         |begin, value, version| op(begin, begin + 1, Call::Read { file: "r".into() }, Answer::Value(value, version));
@@ -237,6 +246,30 @@ fn logs() -> Vec<LogCase> {
         ("lost", log(&[(1, a)]), vec![write(1, a), write(3, b)], Some("not in the log")),
         ("refused, and carried out", log(&[(1, a)]), vec![failed], Some("was refused")),
         ("a stale read", log(&[(1, a), (2, b)]), vec![write(1, a), write(3, b), read(5, a, None)], Some("overwritten")),
+        (
+            "its beginning given away, and a call lost",
+            cut(log(&[(1, a), (2, b)])),
+            vec![write(1, a), read(3, b, Some(3)), write(5, c)],
+            Some("not in the log"),
+        ),
+        (
+            "its beginning given away, and all in order",
+            cut(log(&[(1, a), (2, b), (3, c)])),
+            vec![write(1, a), read(3, b, Some(3)), write(5, c), read(7, c, Some(4)), read(9, c, None)],
+            None,
+        ),
+        (
+            "its beginning given away, and a stale read",
+            cut(log(&[(1, a), (2, b), (3, c), (4, d)])),
+            vec![read(3, b, Some(3)), write(5, c), write(7, d), read(9, c, None)],
+            Some("overwritten"),
+        ),
+        (
+            "its beginning given away, and what stood there comes again",
+            cut(log(&[(1, a), (2, b), (1, a), (3, c)])),
+            vec![write(1, a), read(3, b, Some(3)), read(5, b, Some(3)), write(7, c), read(9, c, Some(5))],
+            None,
+        ),
         ("another version", log(&[(1, a)]), vec![write(1, a), read(5, a, Some(7))], Some("written at 2")),
     ]
 }
