@@ -69,7 +69,7 @@ impl Held {
 
 impl Gone {
     /// The first mount is back: what its holder writes under the lost lock is refused, and the new holder's stays.
-    pub fn is_lost(mut self) -> Result<(), String> {
+    pub fn must_be_lost(mut self) -> Result<(), String> {
         let said = self.held.old.tell("write")?;
         if !said.starts_with("refused") {
             return Err(format!("a holder whose lock is another's wrote under it: {said}"));

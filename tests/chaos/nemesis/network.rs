@@ -110,6 +110,6 @@ pub fn cut_holder(scene: &mut Scene) -> Episode {
         gone = Some(held.goes_to(scene, other)?);
         Ok(())
     })?;
-    gone.map_or(Ok(()), Gone::is_lost)?;
+    gone.map_or(Ok(()), Gone::must_be_lost)?;
     Ok(happened)
 }

@@ -135,7 +135,7 @@ pub fn pause_mount(scene: &mut Scene) -> Episode {
     scene.cluster.signal_mount(node, Signal::CONT);
     let gone = gone?;
     scene.hold(500, 3000);
-    gone.is_lost()?;
+    gone.must_be_lost()?;
     let file = scene.cluster.node(node).mount.join("awake").display().to_string();
     let write = || host::try_run(&["timeout", "-k", "5", "40", "sh", "-c", &format!("echo again >> {file}")]).is_ok();
     match host::until(PATIENCE, write) {
