@@ -27,7 +27,7 @@ const COOL_DOWN_OF_CLOCKS: Duration = Duration::from_secs(9);
 /// A run in which less succeeds says nothing: so many calls for each second of its episodes, the peace between them not
 /// counted.
 const CALLS_PER_SECOND_MIN: u64 = 8;
-/// The same for faults that stop all service, until an episode ends with all nodes whole.
+/// The same for faults that stop all service; here the peace behind each episode is counted.
 const CALLS_PER_SECOND_OF_OUTAGES_MIN: u64 = 1;
 /// So many expiries by the wall clock are demanded where that was wrong before.
 const EXPIRIES_BY_CLOCK_MIN: usize = 3;
@@ -174,11 +174,16 @@ fn torment(plan: &Plan, cluster: &mut Cluster, dice: &mut Dice, report: &mut Rep
         let struck = now();
         happened += u64::from((plan.nemesis.episode)(&mut scene)?);
         report.episodes += 1;
-        report.struck.push(struck..now());
-        if begun.elapsed() >= Duration::from_secs(plan.seconds) {
+        let whole = now();
+        let is_over = begun.elapsed() >= Duration::from_secs(plan.seconds);
+        if !is_over || plan.nemesis.outage {
+            scene.hold(800, 2500);
+        }
+        // Service that was stopped comes back as an episode ends.
+        report.struck.push(struck..if plan.nemesis.outage { now() } else { whole });
+        if is_over {
             break;
         }
-        scene.hold(800, 2500);
     }
     report.notes.push(format!("the fault happened in {happened} of {} episodes", report.episodes));
     if happened == 0 {
@@ -261,8 +266,7 @@ fn waiting_in(pid: u32) -> String {
 
 /// What came of all calls, and whether enough of them were answered while the nemesis was at work.
 fn count(history: &History, healed: Nanos, plan: &Plan, report: &mut Report) {
-    let is_struck = |op: &Op| report.struck.iter().any(|episode| episode.contains(&op.ended()));
-    report.under_fault = history.ops.iter().filter(|op| op.answer().is_some() && is_struck(op)).count() as u64;
+    report.under_fault = answered(history, &report.struck);
     for op in &history.ops {
         match &op.outcome {
             Outcome::Ok(_) => {
@@ -274,9 +278,7 @@ fn count(history: &History, healed: Nanos, plan: &Plan, report: &mut Report) {
             Outcome::Unknown(_) => report.unknown += 1,
         }
     }
-    let by_second = if plan.nemesis.outage { CALLS_PER_SECOND_OF_OUTAGES_MIN } else { CALLS_PER_SECOND_MIN };
-    let struck: Duration = report.struck.iter().map(|episode| Duration::from_nanos(episode.end - episode.start)).sum();
-    let least = by_second * struck.as_secs() / plan.ease;
+    let least = demanded(&report.struck, plan.nemesis.outage) / plan.ease;
     if report.under_fault < least {
         report.void.push(format!(
             "only {} calls succeeded while the nemesis was at work; {least} are demanded",
@@ -303,6 +305,19 @@ fn count(history: &History, healed: Nanos, plan: &Plan, report: &mut Report) {
     let errors = history.ops.iter().filter_map(|op| unwanted(op, plan.nemesis));
     report.violations.extend(errors.take(5));
     report.violations.extend(history.violations.iter().cloned());
+}
+
+/// Calls that were answered in these times.
+pub fn answered(history: &History, struck: &[Range<Nanos>]) -> u64 {
+    let is_struck = |op: &Op| struck.iter().any(|episode| episode.contains(&op.ended()));
+    history.ops.iter().filter(|op| op.answer().is_some() && is_struck(op)).count() as u64
+}
+
+/// How many must be.
+pub fn demanded(struck: &[Range<Nanos>], outage: bool) -> u64 {
+    let by_second = if outage { CALLS_PER_SECOND_OF_OUTAGES_MIN } else { CALLS_PER_SECOND_MIN };
+    let took: Duration = struck.iter().map(|episode| Duration::from_nanos(episode.end - episode.start)).sum();
+    (by_second * took.as_millis() as u64).div_ceil(1000)
 }
 
 fn unwanted(op: &Op, nemesis: &Nemesis) -> Option<String> {

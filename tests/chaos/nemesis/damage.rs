@@ -89,7 +89,8 @@ pub fn flip(scene: &mut Scene) -> Episode {
         (false, false) => "did not find it",
     };
     if !found {
-        // In what nothing refers to any more, and whoever reads the log at the end would stumble over it.
+        // In what nothing needs any more: a mark of what was durable, zeros between, or a body that whoever reads the log
+        // at the end would stumble over.
         turn()?;
     }
     scene.note(format!("node {node}: a bit at {at} of one of {} segments turned over, and it {came}", all.len()));
