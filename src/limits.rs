@@ -30,6 +30,8 @@ pub const SESSION_OUTSTANDING_MAX: usize = 4096;
 pub const SESSIONS_MAX: usize = 10_000;
 /// Longest label of a session, in bytes.
 pub const SESSION_LABEL_BYTES_MAX: usize = 255;
+/// Most ephemeral files that go in the entry that ends their session; the others expire at once.
+pub const EPHEMERALS_AT_ONCE_MAX: usize = 1000;
 /// Most extents that one copy of a range shares; a longer copy is cut short and its caller goes on. Without it, a file
 /// copied onto its own end, over and over, would double the memory of every node each time.
 pub const COPY_EXTENTS_MAX: usize = 4096;
@@ -70,6 +72,8 @@ pub const CS733_LINE_BYTES_MAX: usize = 499;
 pub const CS733_CONNECTIONS_MAX: usize = 256;
 /// How long a cs733 client may be silent between requests, in seconds.
 pub const CS733_IDLE_SECONDS_MAX: u64 = 600;
+/// How long it may be silent before it can be let go for the sake of another client, in seconds.
+pub const CS733_SPARED_SECONDS: u64 = 10;
 /// How long a cs733 request may take from its first byte to its last, and an answer to be taken, in seconds.
 pub const CS733_TRANSFER_SECONDS_MAX: u64 = 60;
 /// How long the cluster has to carry out one cs733 request, in seconds.

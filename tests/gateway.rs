@@ -10,6 +10,7 @@ use keelfs::raft::Timing;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
@@ -131,9 +132,13 @@ fn a_client_that_has_finished_sending_gets_its_answers() {
     served.stop();
 }
 
+/// Held by tests with as many clients as there may be: they need half the files that a process may open by default.
+static CROWD: Mutex<()> = Mutex::new(());
+
 /// One client too many is told so; when another has left, there is room.
 #[test]
 fn connections_are_bounded() {
+    let _turn = CROWD.lock().unwrap_or_else(PoisonError::into_inner);
     let served = Served::start();
     let mut clients: Vec<Client> = (0..CS733_CONNECTIONS_MAX).map(|_| served.client()).collect();
     assert!(!clients.last_mut().expect("a client").finds("f"), "the last one allowed is served");
@@ -146,6 +151,32 @@ fn connections_are_bounded() {
         assert!(begun.elapsed() < Duration::from_secs(30), "no room after a client has left");
     }
     served.stop();
+}
+
+/// As many as there may be, and all silent but one: after a while one of the silent ones has to go.
+#[test]
+fn a_silent_client_makes_room() {
+    let _turn = CROWD.lock().unwrap_or_else(PoisonError::into_inner);
+    let served = Served::start();
+    let mut clients: Vec<Client> = (0..CS733_CONNECTIONS_MAX).map(|_| served.client()).collect();
+    let begun = std::time::Instant::now();
+    loop {
+        assert!(!clients.last_mut().expect("a client").finds("f"), "one that speaks is kept");
+        if is_served(served.socket()) {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "silent clients shut out all others");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // Which of them was silent first, only the gateway knows.
+    let gone = clients.iter().filter(|client| is_closed(client.reader.get_ref())).count();
+    assert_eq!(gone, 1, "one place was needed");
+    served.stop();
+}
+
+fn is_closed(socket: &TcpStream) -> bool {
+    socket.set_nonblocking(true).expect("a socket that does not wait");
+    socket.peek(&mut [0]).is_ok_and(|length| length == 0)
 }
 
 /// A client that is turned away while it sends may see a reset instead of the answer.

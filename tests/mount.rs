@@ -9,7 +9,7 @@ mod strangers;
 use keelfs::fuse::{self, Mount, MountOptions};
 use keelfs::node::{DataDirectory, InitOptions, Node, NodeOptions};
 use keelfs::raft::Timing;
-use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_OMIT, XattrFlags};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -19,10 +19,10 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
-/// One node, mounted twice.
+/// One node, mounted twice, and once more by itself.
 struct Mounted {
     a: PathBuf,
     b: PathBuf,
@@ -43,11 +43,13 @@ impl Mounted {
         DataDirectory::init(InitOptions { data: data.clone(), cluster, node: 1, members, joins: false })
             .expect("a data directory");
         let ms = Duration::from_millis;
+        let served = directory.path().join("served");
+        fs::create_dir(&served).expect("a directory to mount at");
         let options = NodeOptions {
             data,
             listen: None,
             cs733_listen: None,
-            mounts: Vec::new(),
+            mounts: vec![(served.clone(), MountOptions::default())],
             timing: Timing { heartbeat: ms(100), election_min: ms(400), election_max: ms(800) },
             keys: None,
             insecure_no_tls: false,
@@ -125,6 +127,7 @@ fn flock(file: &File) -> bool {
 #[test]
 fn what_only_the_kernels_path_can_get_wrong() {
     let mut mounted = Mounted::start();
+    what_a_mount_of_the_node_held_ends_with_it(&mounted);
     a_mount_that_has_ended_leaves_the_next_one_alone(&mut mounted);
     a_remount_changes_what_it_names(&mut mounted);
     times_before_1970_keep_their_fraction(&mounted);
@@ -136,6 +139,22 @@ fn what_only_the_kernels_path_can_get_wrong() {
     access_lists::all(&mounted);
     strangers::all(&mut mounted);
     mounted.stop();
+}
+
+/// Whoever unmounts what a node serves beside everything else: the node goes on, and the mount's session ends.
+fn what_a_mount_of_the_node_held_ends_with_it(mounted: &Mounted) {
+    let served = mounted.directory.path().join("served");
+    fs::write(served.join("ephemeral"), "").expect("a file");
+    let ephemeral = "user.keelfs.ephemeral";
+    rustix::fs::setxattr(served.join("ephemeral"), ephemeral, b"session", XattrFlags::empty()).expect("an attribute");
+    assert!(mounted.a.join("ephemeral").exists());
+    let unmounted = Command::new("fusermount3").arg("-u").arg(&served).status().expect("fusermount3");
+    assert!(unmounted.success());
+    let until = Instant::now() + Duration::from_secs(15);
+    while mounted.a.join("ephemeral").exists() {
+        assert!(Instant::now() < until, "it outlives its mount");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// What was unmounted by others has ended, even if the next mount at its place was given its number.

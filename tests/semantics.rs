@@ -1,5 +1,5 @@
 //! Does `SEMANTICS.md` promise what tests hold? Rows and quotations are compared; the promises themselves are held by the
-//! tests that quote them, as in `// [V1]`.
+//! tests that quote them, in a comment right in front of the function, as in `/// Holds [V1].`
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -39,7 +39,7 @@ fn is_id(word: &str) -> bool {
     letters.next().is_some_and(|c| c.is_ascii_uppercase()) && letters.as_str().parse::<u8>().is_ok()
 }
 
-/// The rows that comments quote, of Rust and of the shell, below a directory.
+/// The rows that tests below a directory quote, and scripts in their comments.
 fn collect(directory: &Path, quoted: &mut BTreeSet<String>) {
     for entry in fs::read_dir(directory).expect("a directory") {
         let path = entry.expect("an entry").path();
@@ -47,11 +47,45 @@ fn collect(directory: &Path, quoted: &mut BTreeSet<String>) {
             collect(&path, quoted);
         } else if !path.ends_with("semantics.rs") {
             let text = fs::read_to_string(&path).unwrap_or_default();
-            let lines = text.lines().map(str::trim);
-            let comments = lines.filter_map(|line| line.strip_prefix("//").or(line.strip_prefix("# ")));
-            quoted.extend(comments.flat_map(quotations));
+            let below = |top: &str| path.starts_with(Path::new(env!("CARGO_MANIFEST_DIR")).join(top));
+            match below("scripts") {
+                true => quoted.extend(text.lines().filter_map(|line| line.strip_prefix('#')).flat_map(quotations)),
+                false => quoted.extend(quotations_of_tests(&text, below("tests"))),
+            }
         }
     }
+}
+
+/// What stands in front of functions that are tests, or are called by one (`all`: all of the file), or heads a file of
+/// tests.
+fn quotations_of_tests(text: &str, all: bool) -> Vec<String> {
+    let (mut found, mut pending, mut is_test) = (vec![], vec![], false);
+    for line in text.lines().map(str::trim) {
+        if let Some(comment) = line.strip_prefix("///") {
+            pending.extend(quotations(comment));
+        } else if let Some(head) = line.strip_prefix("//!").filter(|_| all) {
+            found.extend(quotations(head));
+        } else if line.starts_with("#[") {
+            is_test |= line == "#[test]" || line.starts_with("#[tokio::test");
+        } else {
+            let of_this = std::mem::take(&mut pending);
+            let is_function = line.starts_with("fn ") || line.starts_with("pub fn ") || line.starts_with("async fn ");
+            if is_function && (all || is_test) {
+                found.extend(of_this);
+            }
+            is_test = false;
+        }
+    }
+    found
+}
+
+#[test]
+fn only_tests_quote() {
+    let quote = |text: &str, all| quotations_of_tests(text, all);
+    assert_eq!(quote("/// Holds [V1], [V2].\n#[test]\nfn one() {}", false), ["V1", "V2"]);
+    assert_eq!(quote("/// Holds [V1].\nfn one() {}", false), [""; 0], "no test");
+    assert_eq!(quote("/// Holds [V1].\npub fn one() {}", true), ["V1"]);
+    assert_eq!(quote("/// As [V1].\nstruct One;\nfn one() {\n// [V2]\n}", true), [""; 0], "no functions");
 }
 
 fn quotations(comment: &str) -> impl Iterator<Item = String> {

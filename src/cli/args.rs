@@ -88,7 +88,8 @@ pub enum Verb {
     /// Replace or create a whole file; prints its new version
     #[command(
         after_help = "A write cancels the file's expiry unless --ttl gives a new one. Up to 1 MiB it is one step \
-        that replaces the content in place; more goes to a hidden file that is then renamed.\n\n\
+        that replaces the content in place; more goes to a hidden file that then takes the old one's place, with its \
+        owner, permissions and attributes, while other hard links to the old one, and who has it open, keep it.\n\n\
         Examples:\n  echo hello | keelfs write /greeting\n  keelfs write /token secret.txt --ttl 30s"
     )]
     Write(WriteArgs),
@@ -416,6 +417,9 @@ pub struct MountArgs {
     pub log: Option<PathBuf>,
     #[arg(long, hide = true)]
     pub own_session: bool,
+    /// Mount this cluster and no other, whatever answers at the addresses: `keelfs cluster` knows its mounts by it
+    #[arg(long, value_name = "UUID", hide = true)]
+    pub cluster: Option<uuid::Uuid>,
 }
 
 #[derive(Debug, Args)]

@@ -94,22 +94,23 @@ async fn scrub_all(remote: &Remote, nodes: &mut [Verdict], mend: bool) {
     let mut progress = Progress::new();
     let mut passes = Vec::new();
     for node in nodes.iter_mut().filter(|node| node.error.is_none()) {
-        match remote.scrub(node.address, mend).await {
-            Ok(number) => passes.push((node, number)),
+        match demand(remote, node.address, mend).await {
+            Ok(pass) => passes.push((node, pass)),
             Err(why) => node.error = Some(format!("its data was not read: {why}")),
         }
     }
     while !passes.is_empty() {
         let mut waiting = Vec::new();
         let mut bytes = 0;
-        for (node, number) in passes {
-            match remote.status_of(node.address, Instant::now() + STATUS_PATIENCE).await {
-                Ok(status) if status.replica.scrub.demand_done >= number => node.scrub = Some(status.replica.scrub),
-                Ok(status) => {
-                    bytes += status.replica.scrub.bytes;
-                    waiting.push((node, number));
+        for (node, pass) in passes {
+            let status = remote.status_of(node.address, Instant::now() + STATUS_PATIENCE).await;
+            match pass.standing(status.map(|status| (status.run, status.replica.scrub))) {
+                Ok(scrub) if pass.is_done(&scrub) => node.scrub = Some(scrub),
+                Ok(scrub) => {
+                    bytes += scrub.bytes;
+                    waiting.push((node, pass));
                 }
-                Err(why) => node.error = Some(format!("it fell silent while its data was read: {why}")),
+                Err(why) => node.error = Some(why),
             }
         }
         passes = waiting;
@@ -117,6 +118,33 @@ async fn scrub_all(remote: &Remote, nodes: &mut [Verdict], mend: bool) {
         if !passes.is_empty() {
             tokio::time::sleep(ASK_EVERY).await;
         }
+    }
+}
+
+/// A scrub that a node was asked for. Its number means something to that process only.
+struct Pass {
+    run: u64,
+    number: u64,
+}
+
+async fn demand(remote: &Remote, address: SocketAddr, mend: bool) -> Result<Pass, String> {
+    // Asked first: a node that restarts between the two has another run when it is next looked at.
+    let run = remote.status_of(address, Instant::now() + STATUS_PATIENCE).await?.run;
+    Ok(Pass { run, number: remote.scrub(address, mend).await? })
+}
+
+impl Pass {
+    /// How far the node is, from what it told of its run and its scrub. `Err`: it will never come to this pass.
+    fn standing(&self, told: Result<(u64, ScrubStatus), String>) -> Result<ScrubStatus, String> {
+        match told {
+            Ok((run, scrub)) if run == self.run => Ok(scrub),
+            Ok(_) => Err("it was restarted while its data was read".into()),
+            Err(why) => Err(format!("it fell silent while its data was read: {why}")),
+        }
+    }
+
+    fn is_done(&self, scrub: &ScrubStatus) -> bool {
+        scrub.demand_done >= self.number
     }
 }
 
@@ -283,6 +311,18 @@ mod tests {
         assert!(said.message.contains("with damaged data: node 2"), "{said}");
         bad.scrub = Some(ScrubStatus { mended: 2, ..scrub });
         of(vec![node(1, Some("a")), bad]).unwrap();
+    }
+
+    #[test]
+    fn a_pass_ends_with_the_process_that_was_to_make_it() {
+        let pass = Pass { run: 7, number: 2 };
+        let told = |run, demand_done| pass.standing(Ok((run, ScrubStatus { demand_done, ..Default::default() })));
+        assert!(told(7, 2).is_ok_and(|scrub| pass.is_done(&scrub)));
+        assert!(told(7, 1).is_ok_and(|scrub| !pass.is_done(&scrub)));
+        // A new process counts from the beginning: what it says of its own second pass is not of this one either.
+        for done in [0, 2] {
+            assert_eq!(told(8, done).unwrap_err(), "it was restarted while its data was read");
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ impl Files {
         Ok(Files { volume: remote.volume("command"), timeout: remote.timeout })
     }
 
-    fn deadline(&self) -> Instant {
+    pub fn deadline(&self) -> Instant {
         Instant::now() + self.timeout
     }
 
@@ -51,8 +51,8 @@ impl Files {
         }
     }
 
-    pub async fn xattr(&self, ino: Ino, name: &'static [u8]) -> Result<Option<Bytes>, Failure> {
-        let query = Query::Xattr { ino, name: Bytes::from_static(name) };
+    pub async fn xattr(&self, ino: Ino, name: impl Into<Bytes>) -> Result<Option<Bytes>, Failure> {
+        let query = Query::Xattr { ino, name: name.into() };
         match self.volume.query(query, self.deadline()).await {
             Ok(Answer::Bytes(value)) => Ok(Some(value)),
             Ok(other) => Err(unexpected(&other)),
@@ -61,9 +61,20 @@ impl Files {
         }
     }
 
+    /// The names of those that are stored.
+    pub async fn xattr_names(&self, ino: Ino) -> Result<Vec<Bytes>, Failure> {
+        match self.volume.query(Query::ListXattrs { ino }, self.deadline()).await? {
+            Answer::Bytes(list) => {
+                let names = list.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+                Ok(names.map(Bytes::copy_from_slice).collect())
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// `user.keelfs.ttl`, in seconds; `None` if it has no end.
     async fn ttl(&self, ino: Ino) -> Result<Option<String>, Failure> {
-        let value = self.xattr(ino, b"user.keelfs.ttl").await?;
+        let value = self.xattr(ino, &b"user.keelfs.ttl"[..]).await?;
         Ok(value.map(|value| String::from_utf8_lossy(&value).into_owned()))
     }
 

@@ -138,14 +138,13 @@ async fn remove(args: OneMemberArgs, output: Output) -> CliResult {
     })
 }
 
-/// It may be that an answer was lost, or a leader with it: then it is looked whether the node is a member still.
+/// It may be that an answer was lost, or a leader with it, and that another try was then refused because the node is gone
+/// already: so after any error it is looked whether it was a member and is none any more.
 async fn remove_member(remote: &Remote, node: NodeId) -> CliResult {
-    let removed = change_members(remote, MemberChange::Remove { node }, &format!("remove node {node}")).await;
-    match removed {
-        Err(error) if error.exit == Exit::NoMajority => match remote.roster().await {
-            Ok(roster) if !roster.nodes.contains_key(&node) => Ok(()),
-            _ => Err(error),
-        },
+    let is_member = async || Some(remote.roster().await.ok()?.nodes.contains_key(&node));
+    let before = is_member().await;
+    match change_members(remote, MemberChange::Remove { node }, &format!("remove node {node}")).await {
+        Err(_) if before == Some(true) && is_member().await == Some(false) => Ok(()),
         other => other.map(drop),
     }
 }
@@ -281,6 +280,7 @@ async fn wait_until_ended(remote: &Remote, address: Option<SocketAddr>, node: No
 async fn change_members(remote: &Remote, change: MemberChange, what: &str) -> CliResult<NodeId> {
     let unknown =
         "no answer in time: whether it was done is unknown. Look with `keelfs member list` before you try again";
+    remote.must_be_let_in().await?;
     match remote.change_members(change).await {
         Ok(Ok(changed)) => Ok(match changed {
             MemberChanged::Added { node }
@@ -290,7 +290,10 @@ async fn change_members(remote: &Remote, change: MemberChange, what: &str) -> Cl
         }),
         Ok(Err(why)) => Err(CliError::failed(format!("cannot {what}: {why}"))),
         Err(Failure::Unknown) => Err(CliError::new(Exit::NoMajority, format!("cannot {what}: {unknown}"))),
-        Err(failure) => Err(CliError::call(what, "", &failure)),
+        Err(failure) => {
+            let (tried, about) = what.rsplit_once(' ').unwrap_or((what, ""));
+            Err(CliError::call(tried, about, &failure))
+        }
     }
 }
 

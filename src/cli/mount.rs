@@ -78,7 +78,9 @@ fn but_keys(words: &[String]) -> Vec<String> {
 async fn serve_mount(args: &MountArgs, dir: &Path, options: MountOptions) -> CliResult {
     // A mount that nobody answers would only make programs wait: say so now.
     let keys = keys::of_client(directory_of_keys(args))?;
-    let remote = Remote::to(args.nodes.0.clone(), Uuid::nil(), keys, PATIENCE)?.pinned().await?;
+    // Nil: whichever cluster answers.
+    let cluster = args.cluster.unwrap_or_default();
+    let remote = Remote::to(args.nodes.0.clone(), cluster, keys, PATIENCE)?.pinned().await?;
     let volume = remote.volume(&format!("mount {}", dir.display()));
     let what = || format!("cannot mount at {}", dir.display());
     let (mounting, runtime, at) = (volume.clone(), tokio::runtime::Handle::current(), dir.to_owned());
@@ -111,8 +113,12 @@ fn mount_in_background(args: &MountArgs, dir: &Path, output: Output) -> CliResul
     let log = std::path::absolute(&log).tried(|| format!("cannot write {}", log.display()))?;
     let (nodes, source, options) = (spelled(args), source(args), args.options.join(","));
     let keys = keys::directory(directory_of_keys(args))?;
+    let cluster = args.cluster.map(|cluster| cluster.to_string());
     let mut words: Vec<&OsStr> = ["mount", "--own-session", &nodes].map(OsStr::new).into();
     words.extend([dir.as_os_str(), OsStr::new("--source"), OsStr::new(&source)]);
+    if let Some(cluster) = &cluster {
+        words.extend([OsStr::new("--cluster"), OsStr::new(cluster)]);
+    }
     if !options.is_empty() {
         words.extend([OsStr::new("-o"), OsStr::new(&options)]);
     }

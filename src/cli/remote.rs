@@ -114,9 +114,10 @@ impl Remote {
         }
     }
 
-    /// The same, and from now on no other cluster, whatever comes to answer at these addresses.
+    /// The same, once a node has answered, and from now on no other cluster, whatever comes to answer at these addresses.
     pub async fn pinned(self) -> CliResult<Remote> {
-        let cluster = self.cluster().await?;
+        self.must_be_let_in().await?;
+        let cluster = self.client.status(self.deadline()).await.map_err(|_| self.nobody())?.cluster;
         Remote::to(self.nodes, cluster, self.keys, self.timeout)
     }
 

@@ -2,9 +2,13 @@
 //!
 //! Up to [`PUT_BYTES_MAX`] it is one command. More is written to a hidden file beside the target, which is then renamed;
 //! until that rename nobody sees anything of it. The hidden file is given an expiry at once, so that an upload that
-//! was cut off leaves nothing behind for ever.
+//! was cut off does not lie about for ever. Only the last command before the rename takes that expiry away, because an
+//! expiry that the rename brought with it would end the target: who is killed just between the two leaves the whole
+//! upload behind, hidden and for good.
 //!
-//! Cost of the second way: the target becomes another inode, so its other hard links keep the old content.
+//! Both ways replace the content of a regular file and nothing else: owner, mode, access list and attributes are taken
+//! over. Cost of the second way: the target becomes another inode, so its other hard links, and the programs that have
+//! it open, keep the old content.
 
 use crate::cli::error::{CliError, CliResult, Tried};
 use crate::cli::files::Files;
@@ -16,6 +20,7 @@ use bytes::Bytes;
 use std::fs::File;
 use std::io::{Read, stdin};
 use std::path::Path;
+use std::time::Instant;
 
 /// How long an unfinished upload may lie about, in nanoseconds: a day.
 const UNFINISHED_NS: u64 = 86_400_000_000_000;
@@ -23,6 +28,8 @@ const UNFINISHED_NS: u64 = 86_400_000_000_000;
 const MODE: u32 = 0o644;
 /// The bits of a mode that are about the owner.
 const OWNERS_BITS: u32 = 0o700;
+/// Setuid and setgid.
+const PRIVILEGES: u32 = 0o6000;
 
 /// Where the bytes come from.
 pub struct Content {
@@ -125,6 +132,7 @@ async fn put_large(
     content: Content,
 ) -> Result<LogIndex, Error> {
     let hidden = hidden_name()?;
+    // Looked at first: what cannot be replaced is refused before all of it was sent.
     let replaced = replaced(files, target).await?;
     // What replaces a file is open to nobody else until it has that file's permissions.
     let mode = replaced.as_ref().map_or(MODE, |file| file.mode & OWNERS_BITS);
@@ -134,9 +142,12 @@ async fn put_large(
         other => return Err(unexpected(&other)),
     };
     let place = Place { parent, name: hidden.clone() };
-    let result = fill_and_rename(files, target, replaced, (place, ino), first, content).await;
+    let result = match fill(files, ino, first, content).await {
+        Ok(()) => take_place(files, target, replaced, (place, ino)).await,
+        Err(error) => Err(error),
+    };
     if result.is_err() {
-        // The failure to tell is the first one; what stays behind now has its expiry.
+        // The failure to tell is the first one; what stays behind now has its expiry, as a rule.
         let _ = files.submit(Command::Unlink { parent, name: hidden, expected: Some(ino) }, Bytes::new()).await;
     }
     result
@@ -148,46 +159,9 @@ fn hidden_name() -> CliResult<Name> {
     Name::new(name.as_bytes()).tried(|| format!("cannot use the name {name}"))
 }
 
-/// What a file lets whom do: its mode, and its access list.
-struct Permissions {
-    mode: u32,
-    acl: Option<Bytes>,
-}
-
-/// Those of the file that is replaced.
-async fn replaced(files: &Files, target: &Target<'_>) -> Result<Option<Permissions>, Error> {
-    match files.resolve(target.path.as_str()).await {
-        Ok(file) => {
-            let acl = files.xattr(file.ino, AclKind::Access.name()).await?;
-            Ok(Some(Permissions { mode: file.mode, acl }))
-        }
-        Err(Failure::Refused(Refusal::NoSuchName)) => Ok(None),
-        Err(failure) => Err(failure.into()),
-    }
-}
-
-/// Replacing must neither open a secret to others nor shut out those who may read the file.
-async fn take_permissions(files: &Files, ino: Ino, Permissions { mode, acl }: Permissions) -> Result<(), Error> {
-    let list = Command::SetAcl { ino, kind: AclKind::Access, acl, keep_setgid: true };
-    files.submit(list, Bytes::new()).await?;
-    let changes = AttributeChanges { mode: Some(mode), ..AttributeChanges::default() };
-    files.submit(Command::SetAttributes { ino, changes }, Bytes::new()).await?;
-    Ok(())
-}
-
-async fn fill_and_rename(
-    files: &Files,
-    target: &Target<'_>,
-    replaced: Option<Permissions>,
-    (hidden, ino): (Place, Ino),
-    first: Bytes,
-    mut content: Content,
-) -> Result<LogIndex, Error> {
+async fn fill(files: &Files, ino: Ino, first: Bytes, mut content: Content) -> Result<(), Error> {
     let expiry = ExpiryChange::After { ns: UNFINISHED_NS };
     files.submit(Command::SetExpiry { ino, expiry }, Bytes::new()).await?;
-    if let Some(permissions) = replaced {
-        take_permissions(files, ino, permissions).await?;
-    }
     let (mut offset, mut piece) = (0, first);
     while !piece.is_empty() {
         let now = piece.split_to(piece.len().min(BODY_BYTES_MAX));
@@ -198,14 +172,105 @@ async fn fill_and_rename(
             piece = content.next(BODY_BYTES_MAX)?;
         }
     }
+    Ok(())
+}
+
+/// Have the hidden file replace whichever file has the target's name now. `before`: the one that had it at first.
+async fn take_place(
+    files: &Files,
+    target: &Target<'_>,
+    before: Option<Attributes>,
+    (hidden, ino): (Place, Ino),
+) -> Result<LogIndex, Error> {
     if let Expected::Version(version) = target.expected {
         files.submit(Command::SetReplaceIf { ino, version: Some(version) }, Bytes::new()).await?;
     }
+    let deadline = files.deadline();
+    loop {
+        let now = replaced(files, target).await?;
+        let taken = take_over(files, ino, before.as_ref(), now.as_ref()).await;
+        let result = match taken {
+            Ok(()) => rename(files, target, now, (hidden.clone(), ino)).await,
+            Err(failure) => Err(failure),
+        };
+        match result {
+            // Somebody has replaced or removed the file that was looked at.
+            Err(Failure::Refused(Refusal::Raced | Refusal::NoSuchInode)) if Instant::now() < deadline => continue,
+            reply => return version(reply?, files, target).await,
+        }
+    }
+}
+
+async fn rename(
+    files: &Files,
+    target: &Target<'_>,
+    seen: Option<Attributes>,
+    (from, ino): (Place, Ino),
+) -> Result<Reply, Failure> {
     files.submit(Command::SetExpiry { ino, expiry: target.expiry }, Bytes::new()).await?;
-    let to = Place { parent: hidden.parent, name: target.name.clone() };
-    let rename = Command::Rename { from: hidden, to, mode: RenameMode::Replace, moved: Some(ino), replaced: None };
-    let reply = files.submit(rename, Bytes::new()).await?;
-    version(reply, files, target).await
+    let to = Place { parent: from.parent, name: target.name.clone() };
+    let replaced = Some(seen.map(|file| file.ino));
+    let rename = Command::Rename { from, to, mode: RenameMode::Replace, moved: Some(ino), replaced };
+    files.submit(rename, Bytes::new()).await
+}
+
+/// The file that has the target's name. What else has it is refused as [`Command::Put`] refuses it.
+async fn replaced(files: &Files, target: &Target<'_>) -> Result<Option<Attributes>, Failure> {
+    match files.resolve(target.path.as_str()).await {
+        Ok(file) => match file.kind {
+            FileKind::File => Ok(Some(file)),
+            FileKind::Directory => Err(Refusal::IsDirectory.into()),
+            _ => Err(Refusal::WrongKind.into()),
+        },
+        Err(Failure::Refused(Refusal::NoSuchName)) => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Replacing must neither open a secret to others nor shut out those who may use the file, nor lose what is noted on it.
+/// One that was removed meanwhile still says whose it was.
+async fn take_over(
+    files: &Files,
+    ino: Ino,
+    before: Option<&Attributes>,
+    now: Option<&Attributes>,
+) -> Result<(), Failure> {
+    let Some(file) = now.or(before) else { return Ok(()) };
+    let set = async |changes| files.submit(Command::SetAttributes { ino, changes }, Bytes::new()).await.map(drop);
+    let (uid, gid, mode) = (Some(file.uid), Some(file.gid), mode_after_write(file.mode));
+    // For the owner alone, until it is complete who else may do what: without the list, the group's bits mean more.
+    set(AttributeChanges { uid, gid, mode: Some(mode & OWNERS_BITS), ..AttributeChanges::default() }).await?;
+    if let Some(file) = now {
+        let acl = files.xattr(file.ino, AclKind::Access.name()).await?;
+        files.submit(Command::SetAcl { ino, kind: AclKind::Access, acl, keep_setgid: true }, Bytes::new()).await?;
+        take_xattrs(files, ino, file.ino).await?;
+    }
+    set(AttributeChanges { mode: Some(mode), ..AttributeChanges::default() }).await
+}
+
+/// A new content ends what a program may do by itself, unless it comes from root.
+fn mode_after_write(mode: u32) -> u32 {
+    if rustix::process::geteuid().is_root() { mode } else { mode & !PRIVILEGES }
+}
+
+/// Have exactly the plain attributes that another file has.
+async fn take_xattrs(files: &Files, ino: Ino, from: Ino) -> Result<(), Failure> {
+    let names = plain_xattrs(files, from).await?;
+    for name in plain_xattrs(files, ino).await?.into_iter().filter(|name| !names.contains(name)) {
+        files.submit(Command::RemoveXattr { ino, name }, Bytes::new()).await?;
+    }
+    for name in names {
+        let Some(value) = files.xattr(from, name.clone()).await? else { continue };
+        files.submit(Command::SetXattr { ino, name, value, mode: XattrMode::Any }, Bytes::new()).await?;
+    }
+    Ok(())
+}
+
+/// All but the access list, which has a command of its own, and a program's capabilities, which a new content ends.
+async fn plain_xattrs(files: &Files, ino: Ino) -> Result<Vec<Bytes>, Failure> {
+    let mut names = files.xattr_names(ino).await?;
+    names.retain(|name| *name != AclKind::Access.name() && *name != CAPABILITIES);
+    Ok(names)
 }
 
 /// The version that a reply tells; else the one that the target has now.

@@ -25,6 +25,7 @@ impl State {
             index: self.applied,
             now: self.cluster,
             wall: self.wall,
+            clock: self.clock,
             session: request.session,
             who: request.credentials,
         };
@@ -44,7 +45,8 @@ impl State {
         self.applied = stamp.index;
         self.cluster = self.cluster.max(stamp.cluster);
         let nanos = stamp.wall.nanos.min(NANOS_PER_SECOND.saturating_sub(1));
-        self.wall = Timestamp { seconds: stamp.wall.seconds, nanos }.max(next_nanosecond(self.wall));
+        self.clock = Timestamp { seconds: stamp.wall.seconds, nanos };
+        self.wall = self.clock.max(next_nanosecond(self.wall));
     }
 
     fn without_session(&mut self, cause: &Cause, command: &Command, body_length: u64) -> Outcome {

@@ -7,8 +7,13 @@
 //!
 //! Decision: a deadline belongs to the inode, so all its names go together, and what is open lives on as an orphan. A
 //! directory that holds entries keeps its deadline, suspended, and ends once it is empty.
+//!
+//! Decision: a wall time (`expires`) is turned into cluster time once, by the leader's clock as it shows, and is read back
+//! by that clock. The clamped time of changes would not do: after a leader whose clock was ahead it stays ahead, under good
+//! ones too, and what is to live ten minutes would end at once.
 
 use super::*;
+use crate::limits::EPHEMERALS_AT_ONCE_MAX;
 use crate::seeded::{Bug, planted};
 use inode::{Inode, Node};
 use state::Cause;
@@ -51,11 +56,14 @@ impl State {
         Ok(Reply::Done)
     }
 
-    /// `user.keelfs.ephemeral`
+    /// `user.keelfs.ephemeral`. What has no name any more can be given no end, as with an expiry.
     pub(super) fn set_ephemeral(&mut self, cause: &Cause, ino: Ino, ephemeral: bool) -> Outcome {
         self.inode(ino)?;
         if ino == Ino::ROOT {
             return Err(Refusal::NotPermitted);
+        }
+        if ephemeral {
+            self.named(ino)?;
         }
         self.amend(cause, ino, |inode| inode.ephemeral = ephemeral.then_some(cause.session));
         Ok(Reply::Done)
@@ -74,15 +82,19 @@ impl State {
     }
 
     /// A session has ended: what is ephemeral with it goes, the newest first, because what lies in a directory is mostly
-    /// newer than it. A directory that still holds something expires at once, that is: as soon as it is empty.
+    /// newer than it. A directory that still holds something expires at once, that is: as soon as it is empty. So does
+    /// what is beyond [`EPHEMERALS_AT_ONCE_MAX`], each in an entry of its own: every name that goes costs something for
+    /// each session, and no entry may hold up the replicas for long.
     pub(super) fn end_ephemerals(&mut self, cause: &Cause, session: SessionId) {
         let tied = self.derived.ephemerals.range((session, Ino(0))..=(session, Ino(u64::MAX)));
         let mut tied: Vec<_> = tied.map(|(_, ino)| *ino).collect();
         tied.sort_by_key(|ino| (self.is_directory(*ino), std::cmp::Reverse(*ino)));
-        for ino in tied {
+        for (place, ino) in tied.into_iter().enumerate() {
             self.change(ino, |inode| inode.ephemeral = None);
             match self.inodes.get(&ino) {
-                Some(inode) if inode.entries() == 0 => self.remove_all_names(cause, ino),
+                Some(inode) if inode.entries() == 0 && place < EPHEMERALS_AT_ONCE_MAX => {
+                    self.remove_all_names(cause, ino);
+                }
                 _ => self.amend(cause, ino, |inode| inode.deadline = Some(cause.now)),
             }
         }
@@ -92,10 +104,11 @@ impl State {
         self.inodes.get(&ino).is_some_and(|inode| inode.is_directory())
     }
 
-    /// The wall time at which a deadline will have come, if cluster and wall time go on in step.
+    /// The wall time at which a deadline will have come, by the clock that stamped the last entry, if it and cluster time go
+    /// on in step.
     pub(super) fn wall_time_of(&self, deadline: ClusterTime) -> i128 {
         let left = i128::from(deadline.0).saturating_sub(i128::from(self.cluster.0));
-        nanos_of(self.wall).saturating_add(left)
+        nanos_of(self.clock).saturating_add(left)
     }
 }
 
@@ -114,7 +127,7 @@ fn deadline_after(cause: &Cause, old: Option<ClusterTime>, expiry: ExpiryChange)
         ExpiryChange::After { ns } => Some(after(cause, ns)),
         ExpiryChange::At { unix_seconds } => {
             let at = i128::from(unix_seconds).saturating_mul(NANOS_PER_SECOND);
-            let left = at.saturating_sub(nanos_of(cause.wall)).max(0);
+            let left = at.saturating_sub(nanos_of(cause.clock)).max(0);
             Some(after(cause, u64::try_from(left).unwrap_or(u64::MAX)))
         }
     }

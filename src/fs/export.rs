@@ -163,6 +163,7 @@ impl Importer {
         self.state.applied = header.applied;
         self.state.cluster = header.cluster;
         self.state.wall = header.wall;
+        self.state.clock = header.wall;
         self.state.next_ino = header.next_ino;
         self.state.next_node = header.next_node;
         Ok(())

@@ -59,11 +59,11 @@ impl State {
 
     /// Keep an outcome for the case that its request comes again; not for a session that has ended with it.
     pub(super) fn keep_reply(&mut self, id: SessionId, sequence: Sequence, outcome: &Outcome) {
-        let Some(session) = self.sessions.get(&id) else { return };
-        let mut session = session.clone();
-        session.kept = session.kept.saturating_add(1);
-        self.put_session(id, session);
-        self.replies.insert((id, sequence), outcome.clone());
+        let Some(mut session) = self.sessions.get(&id).cloned() else { return };
+        if self.replies.insert((id, sequence), outcome.clone()).is_none() {
+            session.kept = session.kept.saturating_add(1);
+            self.put_session(id, session);
+        }
     }
 
     pub(super) fn keep_alive(&mut self, cause: &Cause, closed: &[Ino]) -> Outcome {

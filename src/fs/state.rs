@@ -47,6 +47,9 @@ pub struct State {
     pub(super) applied: LogIndex,
     pub(super) cluster: ClusterTime,
     pub(super) wall: Timestamp,
+    /// What the clock showed by which the last entry was stamped. Only answers read it from here: it is neither hashed nor
+    /// exported.
+    pub(super) clock: Timestamp,
     pub(super) next_ino: u64,
     pub(super) next_node: u64,
     pub(super) inodes: Summed<Ino, Arc<Inode>>,
@@ -78,12 +81,14 @@ pub struct Dentry {
     pub(super) cookie: u64,
 }
 
-/// The entry that is being applied, as far as it marks what it changes. Times are clamped already.
+/// The entry that is being applied, as far as it marks what it changes. Times are clamped already, but for `clock`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cause {
     pub(super) index: LogIndex,
     pub(super) now: ClusterTime,
     pub(super) wall: Timestamp,
+    /// What the leader's wall clock showed. Nothing is measured by it but a wall time that somebody names.
+    pub(super) clock: Timestamp,
     pub(super) session: SessionId,
     pub(super) who: Credentials,
 }
@@ -110,6 +115,7 @@ impl State {
             applied: LogIndex(0),
             cluster: ClusterTime(0),
             wall: Timestamp::default(),
+            clock: Timestamp::default(),
             next_ino: 0,
             next_node: 0,
             inodes: Summed::default(),
@@ -177,7 +183,6 @@ impl State {
         if inode.is_named() { Ok(inode) } else { Err(Refusal::NoSuchName) }
     }
 
-    /// A regular file, for what only these have: content.
     /// An inode that has a name. For commands about what a name means: whoever found the inode by a name that has gone
     /// since must look again, as if the inode were no more.
     pub(super) fn named(&self, ino: Ino) -> Result<&Arc<Inode>, Refusal> {
@@ -185,6 +190,7 @@ impl State {
         if inode.is_named() { Ok(inode) } else { Err(Refusal::NoSuchInode) }
     }
 
+    /// A regular file, for what only these have: content.
     pub(super) fn file(&self, ino: Ino) -> Result<&Arc<Inode>, Refusal> {
         let inode = self.inode(ino)?;
         match inode.kind() {

@@ -4,6 +4,7 @@
 //! What is left of a time is measured at the last applied entry, the only clock of this room.
 
 use super::*;
+use crate::limits::XATTR_VALUE_BYTES_MAX;
 use bytes::Bytes;
 use inode::{Inode, Node};
 use serde_json::{Value, json};
@@ -11,6 +12,8 @@ use words::Virtual;
 
 const SECOND_NS: i128 = 1_000_000_000;
 const HALF_SECOND_NS: i128 = SECOND_NS / 2;
+/// Leaves room for all else that `info` says.
+const LOCK_LINES_BYTES_MAX: usize = XATTR_VALUE_BYTES_MAX - 4096;
 
 impl State {
     /// `part`: the name behind the prefix.
@@ -58,10 +61,16 @@ impl State {
         }
     }
 
+    /// Of very many, the first ones: as many as the value of an attribute can hold.
     fn lock_lines(&self, ino: Ino) -> Vec<Value> {
         let held = self.locks.held(ino).map(|lock| self.lock_line(&lock, "held"));
         let waiting = self.locks.waiting(ino).map(|lock| self.lock_line(&lock, "waiting"));
-        held.chain(waiting).collect()
+        let mut bytes = 0;
+        let fits = |line: &Value| {
+            bytes = line.to_string().len().saturating_add(1).saturating_add(bytes);
+            bytes <= LOCK_LINES_BYTES_MAX
+        };
+        held.chain(waiting).take_while(fits).collect()
     }
 
     fn lock_line(&self, lock: &LockHolder, state: &str) -> Value {

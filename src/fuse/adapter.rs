@@ -24,13 +24,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// What we ask of the kernel, each alone, because one that it lacks would make it refuse a set.
 ///
 /// Not asked for, on purpose: WRITEBACK_CACHE (a write must be in the cluster when it returns), CACHE_SYMLINKS (stale
-/// links), SETXATTR_EXT, HANDLE_KILLPRIV_V2 and ALLOW_IDMAP (broken in fuser 0.18),
+/// links), ATOMIC_O_TRUNC (it truncates while pages of a mapping are being written back, which then come back: the
+/// kernel holds them off for a truncation of its own only), SETXATTR_EXT, HANDLE_KILLPRIV_V2 and ALLOW_IDMAP (broken in fuser 0.18),
 /// ABORT_ERROR (fuser takes the end of the session for a failure).
-const CAPABILITIES: [InitFlags; 12] = [
+const CAPABILITIES: [InitFlags; 11] = [
     // Without these two the kernel grants locks by itself, on each node for itself.
     InitFlags::FUSE_POSIX_LOCKS,
     InitFlags::FUSE_FLOCK_LOCKS,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_EXPORT_SUPPORT,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
@@ -168,7 +168,13 @@ impl Adapter {
         let Ok(room) = self.lock_waits.clone().try_acquire_owned() else { return reply.error(Errno::ENOLCK) };
         let call = self.call(request);
         self.mounted.runtime.spawn(async move {
-            reply.respond(waiting::unless_killed(call.tid, call.lock(wish)).await);
+            let (tid, deadline) = (call.tid, call.deadline);
+            // Who is of a pid namespace that we do not see could not be seen to be killed.
+            let outcome = match tid {
+                0 => waiting::bounded(tid, deadline, call.lock(wish)).await,
+                _ => waiting::unless_killed(tid, call.lock(wish)).await,
+            };
+            reply.respond(outcome);
             drop(room);
         });
     }

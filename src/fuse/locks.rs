@@ -39,8 +39,6 @@ const ASK_EVERY: Duration = Duration::from_millis(5);
 const GIVE_BACK_TIME: Duration = Duration::from_secs(30);
 const GIVE_BACK_PAUSE: Duration = Duration::from_secs(1);
 
-const WHOLE_FILE: LockRange = LockRange { start: 0, end: u64::MAX };
-
 /// A lock that is asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Wish {
@@ -95,9 +93,7 @@ impl Call {
     async fn unlock(&self, wish: Wish) -> Result<(), Errno> {
         let grants = self.mounted.locks.grants();
         self.submit(wish.command()).await?;
-        if wish.range == WHOLE_FILE {
-            self.mounted.locks.unlocked(wish.ino, wish.owner, grants);
-        }
+        self.mounted.locks.unlocked(wish.ino, wish.owner, wish.range, grants);
         Ok(())
     }
 
@@ -140,6 +136,10 @@ impl Call {
         match self.mounted.locks.begin(wish.ino, asker) {
             Begin::Counted => {}
             Begin::Leaving => return Ok(Progress::Lost),
+            Begin::Reused => {
+                self.mounted.give_back(wish.ino, vec![wish.owner]);
+                return Ok(Progress::Lost);
+            }
             Begin::Lapsed => return Err(Failure::Refused(Refusal::SessionEnded)),
         }
         let mut attempt = Attempt::start(self, wish, asker, deadline);
@@ -273,7 +273,7 @@ impl Attempt {
             Err(_) => true,
         };
         self.ended = true;
-        self.mounted.locks.end(self.wish.ino, self.asker, holds);
+        self.mounted.locks.end(self.wish.ino, self.asker, holds.then_some(self.wish.range));
     }
 
     async fn reply(&mut self) -> Result<Reply, Failure> {
@@ -320,7 +320,7 @@ impl Mounted {
     async fn undo(&self, wish: Wish, asker: Asker) {
         self.locks.cancelling();
         let got = matches!(self.insist(wish.cancel()).await, Some(Reply::Locked { .. }));
-        if got && !self.locks.is_to_be_given_back(wish.ino, asker) {
+        if got && !self.locks.is_to_be_given_back(wish.ino, asker, wish.range) {
             return;
         }
         if got {

@@ -134,11 +134,13 @@ impl Mount {
     }
 
     /// Until the mount has ended, by an unmount here or from outside; an error if it ended by a failure.
-    pub async fn ended(&self) -> Result<(), String> {
+    pub fn ended(&self) -> impl Future<Output = Result<(), String>> + use<> {
         let mut end = self.end.clone();
-        match end.wait_for(|end| end.is_some()).await {
-            Ok(end) => end.clone().unwrap_or(Ok(())),
-            Err(_) => Err("its thread has panicked".to_owned()),
+        async move {
+            match end.wait_for(|end| end.is_some()).await {
+                Ok(end) => end.clone().unwrap_or(Ok(())),
+                Err(_) => Err("its thread has panicked".to_owned()),
+            }
         }
     }
 

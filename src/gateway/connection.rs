@@ -1,6 +1,7 @@
 //! One client: pieces of bytes in, answers out in the order of the requests, every wait with a deadline.
 
 use super::answers::Answer;
+use super::clients::Silence;
 use super::operations::{self, Contents};
 use super::parser::{Event, Parser, Request};
 use crate::limits::{CS733_IDLE_SECONDS_MAX, CS733_TRANSFER_SECONDS_MAX};
@@ -22,9 +23,9 @@ const PIECE_BYTES: usize = 64 << 10;
 const GATHER_BYTES: usize = 64 << 10;
 
 /// Serve one client until it leaves, breaks the protocol beyond repair, is too slow, or `stop`.
-pub async fn serve(volume: Volume, socket: TcpStream, stop: CancellationToken) {
+pub async fn serve(volume: Volume, socket: TcpStream, silence: Silence, stop: CancellationToken) {
     let _ = socket.set_nodelay(true);
-    let mut connection = Connection { volume, socket, parser: Parser::default(), out: Vec::new() };
+    let mut connection = Connection { volume, socket, parser: Parser::default(), out: Vec::new(), silence };
     if let Err(error) = connection.run(&stop).await {
         tracing::debug!(%error, "cs733 connection ended");
     }
@@ -36,6 +37,7 @@ struct Connection {
     parser: Parser,
     /// Answers not yet sent.
     out: Vec<u8>,
+    silence: Silence,
 }
 
 impl Connection {
@@ -59,9 +61,11 @@ impl Connection {
             }
             self.send().await?;
             let deadline = self.read_deadline(&mut begun);
+            self.silence.begin();
             let Some(read) = stop.run_until_cancelled(timeout_at(deadline, self.socket.read(&mut piece))).await else {
                 return Ok(());
             };
+            self.silence.end();
             match read?? {
                 0 => return Ok(()),
                 length => self.parser.push(&piece[..length]),

@@ -3,7 +3,8 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `mod` | listening: who is let in, and how it ends |
+//! | `mod` | listening, and how it ends |
+//! | `clients` | who is connected, and who goes when there are too many |
 //! | `connection` | one client: bytes in, answers out in the order of the requests, deadlines |
 //! | `parser` | bytes → requests, pure |
 //! | `operations` | requests → commands and queries of the volume |
@@ -18,10 +19,12 @@
 //! Cost: a pipeline saves round trips of the network, not rounds of Raft. Who wants more in parallel connects more often.
 //!
 //! Every client is bounded in memory (one request, one piece of an answer) and in time (`CS733_*` in
-//! [`limits`](crate::limits)); a client beyond the limit of connections gets `ERR_INTERNAL` and is closed. A fault of
-//! one connection, a panic included, ends that connection only.
+//! [`limits`](crate::limits)); beyond the limit of connections, the client that has been silent longest is closed, or if
+//! none has been for some seconds, the new one gets `ERR_INTERNAL` and is. A fault of one connection, a panic included,
+//! ends that connection only.
 
 mod answers;
+mod clients;
 mod connection;
 mod operations;
 mod parser;
@@ -31,7 +34,6 @@ use crate::volume::Volume;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// How long requests in progress may still run after `stop`.
@@ -58,15 +60,15 @@ pub fn wild_requests<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> usize {
 
 /// Serve clients until `stop`; returns when the last connection has ended.
 pub async fn serve(volume: Volume, listener: TcpListener, stop: CancellationToken) {
-    let mut clients = JoinSet::new();
+    let mut clients = clients::Clients::default();
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-        while clients.try_join_next().is_some() {}
         match accepted {
-            Ok((socket, _)) if clients.len() >= CS733_CONNECTIONS_MAX => turn_away(socket).await,
-            Ok((socket, address)) => {
+            Ok((socket, address)) if clients.make_room().await => {
                 tracing::debug!(%address, "cs733 client connected");
-                clients.spawn(connection::serve(volume.clone(), socket, stop.clone()));
+                let volume = volume.clone();
+                clients.admit(&stop, |silence, stop| connection::serve(volume, socket, silence, stop));
             }
+            Ok((socket, _)) => turn_away(socket).await,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a cs733 client");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -74,10 +76,7 @@ pub async fn serve(volume: Volume, listener: TcpListener, stop: CancellationToke
         }
     }
     drop(listener);
-    let ended = tokio::time::timeout(DRAIN, async { while clients.join_next().await.is_some() {} }).await;
-    if ended.is_err() {
-        clients.shutdown().await;
-    }
+    clients.end(DRAIN).await;
 }
 
 /// Tell a client that there are too many. One write into an empty socket buffer does not wait.

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use super::format::Kind;
 use super::index::BodyPlace;
 use super::queue::{Memory, Shared};
-use super::recovery::read_seal;
+use super::recovery::known_rows;
 use super::segment::Segment;
 use super::{Log, StorageError};
 
@@ -40,8 +40,7 @@ impl Log {
             if !self.shared.has_room_for(live) {
                 return Ok(false);
             }
-            written += live;
-            match self.empty(&segment) {
+            match self.empty(&segment, &mut written) {
                 Err(damaged @ (StorageError::Damaged { .. } | StorageError::NoBody { .. })) => {
                     tracing::warn!(file = segment.path, "cannot compact this segment: {damaged}");
                 }
@@ -55,18 +54,18 @@ impl Log {
         Ok(false)
     }
 
-    /// Write everything live of a segment anew; durable on return.
-    fn empty(&self, segment: &Arc<Segment>) -> Result<(), StorageError> {
-        let Some(rows) = read_seal(segment)? else {
-            return Err(segment.damaged(0, None, "the seal"));
-        };
-        let mut rows = rows.into_iter().peekable();
+    /// Write everything live of a segment anew; durable on return. What was moved, even if not all could be, counts as
+    /// `written`.
+    fn empty(&self, segment: &Arc<Segment>, written: &mut u64) -> Result<(), StorageError> {
+        let mut rows = known_rows(segment)?.into_iter().peekable();
         while rows.peek().is_some() {
             let (mut piece, mut bytes) = (Vec::new(), 0);
             while bytes < PIECE_BYTES
                 && let Some(row) = rows.next()
             {
-                let body = BodyPlace { kind: row.kind, place: row.place };
+                // A mended entry is found like any other.
+                let kind = if row.kind == Kind::Mend { Kind::Entry } else { row.kind };
+                let body = BodyPlace { kind, place: row.place };
                 if self.shared.is_at(row.id.index, body) {
                     let content = segment.read_body(&body.place, body.kind, row.id.index, 0, body.place.body)?;
                     bytes += content.len();
@@ -79,6 +78,7 @@ impl Log {
             self.barrier(|memory| {
                 piece.into_iter().for_each(|(index, from, content)| move_body(memory, index, from, content))
             })?;
+            *written += bytes as u64;
         }
         Ok(())
     }

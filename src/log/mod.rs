@@ -55,7 +55,7 @@ use parking_lot::Mutex;
 
 pub use lock::DirectoryLock;
 pub use mend::Supply;
-pub use snapshot::SnapshotReader;
+pub use snapshot::{SnapshotReader, StagedSnapshot};
 pub use space::{Room, is_full};
 
 use crate::limits::SEGMENT_BYTES;
@@ -195,9 +195,10 @@ struct Runner {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     pumped: Mutex<Option<Writer>>,
-    /// One snapshot is written at a time, one reclaim is run at a time.
+    /// One snapshot is written at a time, one reclaim is run at a time; the reserve is filled beside both.
     snapshots: Mutex<()>,
     reclaims: Mutex<()>,
+    replenishes: Mutex<()>,
 }
 
 impl Drop for Runner {
@@ -249,6 +250,7 @@ impl Log {
             pumped: Mutex::new(pumped),
             snapshots: Mutex::new(()),
             reclaims: Mutex::new(()),
+            replenishes: Mutex::new(()),
         };
         Ok(Log { shared, runner: Arc::new(runner) })
     }
@@ -383,6 +385,12 @@ impl Log {
         self.shared.has_body(index)
     }
 
+    /// Whether a body of this entry is stored that came from a peer ([`Log::import_body`]), beside the Raft log.
+    pub fn has_import(&self, index: u64) -> bool {
+        let body = self.shared.memory.lock().index.body(index);
+        body.is_some_and(|body| body.kind == format::Kind::Import)
+    }
+
     /// Length of the body of this entry, in bytes; `None` where [`Log::has_body`] says no.
     pub fn body_length(&self, index: u64) -> Option<u32> {
         self.shared.body_length(index)
@@ -459,9 +467,9 @@ impl Log {
         (self.shared.room_for_snapshot(), last + last / 2)
     }
 
-    /// Fill the reserve up, as far as the disk has room.
+    /// Fill the reserve up, as far as the disk has room. A reclaim under way does not hold it up.
     pub fn replenish(&self) -> Result<(), StorageError> {
-        let _not_while_reclaimed = self.runner.reclaims.lock();
+        let _one_at_a_time = self.runner.replenishes.lock();
         self.shared.replenish()
     }
 
@@ -492,8 +500,38 @@ impl Log {
         items: &mut dyn Iterator<Item = Result<Bytes, StorageError>>,
     ) -> Result<(), StorageError> {
         let _one_at_a_time = self.runner.snapshots.lock();
-        let relieve = || self.shared.release_spare();
-        let bytes = snapshot::write_snapshot(&*self.shared.disk, last, &meta, items, &relieve)?;
+        self.place(self.stage(snapshot::own_name(last), last, &meta, items)?)
+    }
+
+    /// The same up to, and without, the rename: for a snapshot that has come from another node, so that a full disk is met
+    /// before anything depends on it. The caller sees to it that there is one at a time.
+    pub fn stage_snapshot(
+        &self,
+        last: EntryId,
+        meta: Bytes,
+        items: &mut dyn Iterator<Item = Result<Bytes, StorageError>>,
+    ) -> Result<StagedSnapshot, StorageError> {
+        self.stage(snapshot::received_name(last), last, &meta, items)
+    }
+
+    /// Make a staged snapshot the newest one.
+    pub fn place_snapshot(&self, staged: StagedSnapshot) -> Result<(), StorageError> {
+        let _one_at_a_time = self.runner.snapshots.lock();
+        self.place(staged)
+    }
+
+    fn stage(
+        &self,
+        temporary: String,
+        last: EntryId,
+        meta: &Bytes,
+        items: &mut dyn Iterator<Item = Result<Bytes, StorageError>>,
+    ) -> Result<StagedSnapshot, StorageError> {
+        snapshot::stage(&self.shared.disk, temporary, last, meta, items, &|| self.shared.release_spare())
+    }
+
+    fn place(&self, staged: StagedSnapshot) -> Result<(), StorageError> {
+        let bytes = staged.place()?;
         self.shared.snapshot_bytes.store(bytes, Ordering::Relaxed);
         Ok(())
     }

@@ -7,13 +7,17 @@
 //! metadata snapshot covers may be missing, provided that no vote, truncation or purge was lost with them, and that an
 //! entry behind the damage shows how many they are.
 //!
+//! What the disk cannot read counts as damage like any other, and is cut, or mended, or refused, as its place wants it. Only
+//! where the log ends in it nothing is cut: what is lost there may be the last acknowledged records together with whatever
+//! proved them durable, of one node or, if the power went everywhere, of all.
+//!
 //! Decision: what is not proven durable is written once more and synced before anything is served. A process whose
 //! sync failed leaves its records in the page cache, valid to read and marked clean; after a restart without a power
 //! cut, a sync alone would say yes to bytes that are not on the disk. Cost: the last batch is written twice.
 //!
 //! Source: crash and corruption disentangled by later records, Alagappan et al., FAST '18.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,7 +33,7 @@ use super::index::{BodyPlace, Index};
 use super::mend::Supply;
 use super::queue::{Job, Memory};
 use super::scan::{Found, Gap, Scan, command, is_intact, record_at, scan};
-use super::segment::{Segment, segment_name, segment_sequence};
+use super::segment::{PIECE_BYTES, Segment, segment_name, segment_sequence};
 use super::snapshot::{is_snapshot, newest_snapshot};
 use super::space::{allocate, is_full, is_spare, release_spare_of, relieved};
 use super::writer::{Tail, make_segment, rest};
@@ -136,30 +140,48 @@ fn open_segment(disk: &dyn Disk, sequence: u32) -> Result<Arc<Segment>, StorageE
     }
 }
 
-/// The rows of a sealed segment: from its Seal record, or if that is damaged from its headers.
+/// The rows of a sealed segment: from its Seal record, or if that is damaged from its headers. That nothing is missing behind
+/// the last of them, the Seal's header shows, or the trailer: of a segment with a next one it tells the last Seal.
 fn sealed_rows(segment: &Arc<Segment>, replay: &mut Replay) -> Result<Vec<Row>, StorageError> {
     if let Some(rows) = read_seal(segment)? {
         return Ok(rows);
     }
     tracing::warn!(file = segment.path, "the seal of this segment is damaged; reading its headers instead");
     let scan = scan(segment)?;
-    if !scan.sealed {
+    if !scan.sealed && read_trailer(segment)? != Some(scan.end) {
         return Err(segment.damaged(scan.end, None, "a record of a sealed segment"));
     }
     let gaps = scan.gaps.len();
     replay.note_gaps(segment, &scan, gaps)?;
-    Ok(scan.records.iter().filter_map(row_of).collect())
+    Ok(rows_of(&scan))
 }
 
-pub fn read_seal(segment: &Segment) -> Result<Option<Vec<Row>>, StorageError> {
-    let header = &segment.header;
-    let trailer = segment.read(header.bytes - HEADER_BYTES as u64, header.bytes)?;
-    let Some(offset) = trailer.as_slice().try_into().ok().and_then(|bytes| header.read_trailer(bytes)) else {
-        return Ok(None);
-    };
-    let Some(found) = record_at(segment, offset as u64)? else { return Ok(None) };
+/// The rows of a sealed segment that are to be had: of a record whose header is damaged there is none if the Seal is, too.
+pub fn known_rows(segment: &Segment) -> Result<Vec<Row>, StorageError> {
+    match read_seal(segment)? {
+        Some(rows) => Ok(rows),
+        None => Ok(rows_of(&scan(segment)?)),
+    }
+}
+
+fn rows_of(scan: &Scan) -> Vec<Row> {
+    scan.records.iter().filter_map(row_of).collect()
+}
+
+fn read_seal(segment: &Segment) -> Result<Option<Vec<Row>>, StorageError> {
+    let Some(offset) = read_trailer(segment)? else { return Ok(None) };
+    let found = record_at(segment, offset)?.filter(|found| found.header.kind == Kind::Seal);
+    let Some(found) = found else { return Ok(None) };
     let Some(rows) = command(segment, &found)? else { return Ok(None) };
-    Ok(rows.chunks(ROW_BYTES).map(|row| Row::decode(header, row)).collect())
+    Ok(rows.chunks(ROW_BYTES).map(|row| Row::decode(&segment.header, row)).collect())
+}
+
+/// Where the trailer says that the Seal is.
+fn read_trailer(segment: &Segment) -> Result<Option<u64>, StorageError> {
+    let bytes = segment.header.bytes;
+    let trailer = segment.read_around(bytes - HEADER_BYTES as u64, bytes, &mut BTreeSet::new())?;
+    let trailer = trailer.as_slice().try_into().ok();
+    Ok(trailer.and_then(|trailer| segment.header.read_trailer(trailer)).map(u64::from))
 }
 
 fn row_of(found: &Found) -> Option<Row> {
@@ -185,6 +207,8 @@ fn open_tail(disk: &dyn Disk, segment: Arc<Segment>, replay: &mut Replay) -> Res
     replay.note_gaps(&segment, &scan, rotten)?;
     refuse_open_end(&segment, &scan, rotten)?;
     let torn = first_torn(&segment, &scan, proven, rotten)?;
+    refuse_unreadable_end(&segment, &scan, torn)?;
+    heal(&segment, &scan, torn.unwrap_or(scan.end))?;
     match torn {
         Some(at) => cut(disk, &segment, &mut scan, at)?,
         None if scan.sealed => unseal(&segment, &mut scan)?,
@@ -195,7 +219,7 @@ fn open_tail(disk: &dyn Disk, segment: Arc<Segment>, replay: &mut Replay) -> Res
         .map_err(|e| segment.io("allocate", e))?;
     harden(&segment, proven, scan.end)?;
     let recorded = recorded_state(&segment, &scan.records)?;
-    let rows: Vec<Row> = scan.records.iter().filter_map(row_of).collect();
+    let rows = rows_of(&scan);
     segment.truncates.store(rows.iter().any(|row| row.kind == Kind::Truncate), Ordering::Relaxed);
     rows.iter().for_each(|row| replay.row(row));
     let controls = scan.records.last().map_or(1, |found| found.header.controls);
@@ -215,10 +239,36 @@ fn refuse_open_end(segment: &Segment, scan: &Scan, rotten: usize) -> Result<(), 
     Ok(())
 }
 
+/// Where nothing is found behind a part that the disk cannot read, nobody can say whether what was in it was acknowledged;
+/// and what is in front of a cut cannot be kept if it shares such a part with what is cut.
+fn refuse_unreadable_end(segment: &Segment, scan: &Scan, torn: Option<u64>) -> Result<(), StorageError> {
+    let shared = |at: &u64| !at.is_multiple_of(PIECE_BYTES) && scan.is_unreadable(*at);
+    let open = Some(scan.end).filter(|end| scan.is_unreadable(*end));
+    match torn.filter(shared).or(open) {
+        Some(at) => Err(segment.damaged(at, None, "the disk cannot read where the log ends")),
+        None => Ok(()),
+    }
+}
+
+/// Write zeros where the disk could not read behind this position, in whole pieces: less than that would have to read them.
+fn heal(segment: &Segment, scan: &Scan, end: u64) -> Result<(), StorageError> {
+    let lost: Vec<u64> = scan.unreadable.range(end..).copied().collect();
+    for at in &lost {
+        tracing::warn!(
+            file = segment.path,
+            offset = at,
+            "the disk cannot read here; nothing acknowledged is lost by that"
+        );
+        let to = (at + PIECE_BYTES).min(segment.header.bytes);
+        write_zeros(segment, *at, to).map_err(|e| segment.io("write", e))?;
+    }
+    Ok(())
+}
+
 /// Whether a gap was one import or mend of what lies in front of it, as its damaged header says in four places that agree:
 /// its kind, its index, and the two lengths, which fill the gap exactly.
 fn was_a_copy(segment: &Segment, scan: &Scan, gap: &Gap) -> Result<bool, StorageError> {
-    let head = segment.read(gap.at, gap.at + HEADER_BYTES as u64)?;
+    let head = segment.read_around(gap.at, gap.at + HEADER_BYTES as u64, &mut BTreeSet::new())?;
     let place = Place {
         segment: segment.header.sequence,
         offset: gap.at as u32,
@@ -255,7 +305,7 @@ fn first_torn(segment: &Segment, scan: &Scan, proven: u64, rotten: usize) -> Res
 fn cut(disk: &dyn Disk, segment: &Segment, scan: &mut Scan, at: u64) -> Result<(), StorageError> {
     let end = scan.junk_end.max(at + HEADER_BYTES as u64).min(segment.header.bytes);
     let name = format!("torn-{}-{at}", segment.header.sequence);
-    let bytes = segment.read(at, end)?;
+    let bytes = segment.read_around(at, end, &mut BTreeSet::new())?;
     keep_copy(disk, &name, &bytes)?;
     write_zeros(segment, at, end).map_err(|e| segment.io("cut", e))?;
     scan.records.retain(|found| found.place.end() <= at);
@@ -309,9 +359,10 @@ fn write_zeros(segment: &Segment, from: u64, to: u64) -> std::io::Result<()> {
     let zeros = vec![0; (to - from).min(REWRITE_BYTES) as usize];
     let mut at = from;
     while at < to {
-        let piece = (to - at).min(zeros.len() as u64) as usize;
-        segment.file.write_at(at, &mut [IoSlice::new(&zeros[..piece])])?;
-        at += piece as u64;
+        // Up to whole pieces of the disk, so that none that it cannot read is written by halves.
+        let next = (at - at % REWRITE_BYTES + REWRITE_BYTES).min(to);
+        segment.file.write_at(at, &mut [IoSlice::new(&zeros[..(next - at) as usize])])?;
+        at = next;
     }
     segment.file.sync_data()
 }

@@ -1,11 +1,13 @@
 //! Finding the records of a segment by their headers, past damage if need be.
 
+use std::collections::BTreeSet;
+
 use super::StorageError;
 use super::format::{
     HEADER_BYTES, Kind, Place, RECORD_ALIGN, RecordHeader, broken_block, decode_record, looks_like_record,
     record_extent,
 };
-use super::segment::Segment;
+use super::segment::{PIECE_BYTES, Segment};
 
 /// Headers are read in pieces of this size.
 const WINDOW_BYTES: u64 = 128 << 10;
@@ -40,11 +42,21 @@ pub struct Scan {
     pub junk_end: u64,
     /// The largest synced position that any record tells.
     pub durable: u64,
+    /// Pieces that the disk cannot read; what was in them counts as no record.
+    pub unreadable: BTreeSet<u64>,
 }
 
-/// Find all records of a segment. Bodies are not read, unless a search behind damage must pass them.
+impl Scan {
+    /// Whether the disk cannot read this position.
+    pub fn is_unreadable(&self, at: u64) -> bool {
+        self.unreadable.contains(&(at - at % PIECE_BYTES))
+    }
+}
+
+/// Find all records of a segment, and what of it the disk cannot read, as far as it was looked at: always all that is
+/// behind the last record, unless there is a Seal. Bodies are not read, unless a search behind damage must pass them.
 pub fn scan(segment: &Segment) -> Result<Scan, StorageError> {
-    let mut window = Window { segment, from: 0, bytes: Vec::new() };
+    let mut window = Window::new(segment);
     let start = HEADER_BYTES as u64;
     let mut scan = Scan {
         records: Vec::new(),
@@ -54,6 +66,7 @@ pub fn scan(segment: &Segment) -> Result<Scan, StorageError> {
         junk: false,
         junk_end: start,
         durable: 0,
+        unreadable: BTreeSet::new(),
     };
     loop {
         let found = match window.record(scan.end)? {
@@ -72,6 +85,7 @@ pub fn scan(segment: &Segment) -> Result<Scan, StorageError> {
         if found.header.kind == Kind::Seal {
             scan.end = found.place.offset as u64;
             scan.sealed = true;
+            scan.unreadable = window.unreadable;
             return Ok(scan);
         }
         scan.end = found.place.end();
@@ -82,21 +96,27 @@ pub fn scan(segment: &Segment) -> Result<Scan, StorageError> {
         let claimed = record_extent(&segment.header, scan.end as u32, head).map_or(0, |place| place.end());
         scan.junk_end = scan.junk_end.max(claimed);
     }
+    scan.unreadable = window.unreadable;
     Ok(scan)
 }
 
 /// The record at `offset`, if its header is intact.
 pub fn record_at(segment: &Segment, offset: u64) -> Result<Option<Found>, StorageError> {
-    Window { segment, from: 0, bytes: Vec::new() }.record(offset)
+    Window::new(segment).record(offset)
 }
 
 struct Window<'a> {
     segment: &'a Segment,
     from: u64,
     bytes: Vec<u8>,
+    unreadable: BTreeSet<u64>,
 }
 
-impl Window<'_> {
+impl<'a> Window<'a> {
+    fn new(segment: &'a Segment) -> Window<'a> {
+        Window { segment, from: 0, bytes: Vec::new(), unreadable: BTreeSet::new() }
+    }
+
     /// Bytes of the segment; `None` past its end.
     fn get(&mut self, offset: u64, bytes: u64) -> Result<Option<&[u8]>, StorageError> {
         if offset + bytes > self.segment.header.bytes {
@@ -104,7 +124,7 @@ impl Window<'_> {
         }
         if offset < self.from || offset + bytes > self.from + self.bytes.len() as u64 {
             let to = (offset + bytes.max(WINDOW_BYTES)).min(self.segment.header.bytes);
-            self.bytes = self.segment.read(offset, to)?;
+            self.bytes = self.segment.read_around(offset, to, &mut self.unreadable)?;
             self.from = offset;
         }
         let start = (offset - self.from) as usize;
@@ -133,15 +153,17 @@ impl Window<'_> {
 
 /// Whether command and body of a record are intact.
 pub fn is_intact(segment: &Segment, found: &Found) -> Result<bool, StorageError> {
-    let place = &found.place;
-    let head = segment.read(place.offset as u64, place.command_at())?;
-    let body = segment.read(place.body_at(), place.body_at() + place.body as u64)?;
-    Ok(command(segment, found)?.is_some() && broken_block(&head, 0, &body).is_none())
+    let (place, mut unreadable) = (&found.place, BTreeSet::new());
+    let head = segment.read_around(place.offset as u64, place.command_at(), &mut unreadable)?;
+    let body = segment.read_around(place.body_at(), place.body_at() + place.body as u64, &mut unreadable)?;
+    let whole = unreadable.is_empty() && broken_block(&head, 0, &body).is_none();
+    Ok(whole && command(segment, found)?.is_some())
 }
 
 /// The command of a record; `None` if it is damaged.
 pub fn command(segment: &Segment, found: &Found) -> Result<Option<Vec<u8>>, StorageError> {
-    let from = found.place.command_at();
-    let command = segment.read(from, from + found.place.command as u64)?;
-    Ok((crc32c::crc32c(&command) == found.header.command_crc).then_some(command))
+    let (from, mut unreadable) = (found.place.command_at(), BTreeSet::new());
+    let command = segment.read_around(from, from + found.place.command as u64, &mut unreadable)?;
+    let whole = unreadable.is_empty() && crc32c::crc32c(&command) == found.header.command_crc;
+    Ok(whole.then_some(command))
 }

@@ -1,5 +1,6 @@
 //! One segment file, and reading verified records out of it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -12,6 +13,9 @@ use super::format::{
 use super::{EntryId, StorageError};
 use crate::limits::BODY_CHECKSUM_BYTES;
 
+/// What a disk cannot read is looked for in pieces of this size, at multiples of it: the least that the kernel reads.
+pub const PIECE_BYTES: u64 = 4 << 10;
+
 /// Name of the segment with this sequence.
 pub fn segment_name(sequence: u32) -> String {
     format!("{sequence:016}.seg")
@@ -22,6 +26,11 @@ pub fn segment_sequence(name: &str) -> Option<u32> {
     let digits = name.strip_suffix(".seg")?;
     let sequence = digits.parse().ok()?;
     (segment_name(sequence) == name).then_some(sequence)
+}
+
+/// Whether the disk has lost what was to be read, rather than that it cannot be asked.
+fn is_unreadable(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EIO)
 }
 
 /// An open segment. Readers share it, so a segment that is removed stays readable for them.
@@ -53,11 +62,35 @@ impl Segment {
     /// The same for a record of this index: what the disk cannot read is as damaged as what reads wrongly.
     fn read_of(&self, index: u64, from: u64, to: u64) -> Result<Vec<u8>, StorageError> {
         self.read(from, to).map_err(|error| match error {
-            StorageError::Io { source, .. } if source.raw_os_error() == Some(libc::EIO) => {
+            StorageError::Io { source, .. } if is_unreadable(&source) => {
                 self.damaged(from, Some(index), format!("the disk cannot read it: {source}"))
             }
             other => other,
         })
+    }
+
+    /// The same with zeros where the disk cannot read; the pieces in which that is are added to `unreadable`.
+    pub fn read_around(&self, from: u64, to: u64, unreadable: &mut BTreeSet<u64>) -> Result<Vec<u8>, StorageError> {
+        match self.read(from, to) {
+            Err(StorageError::Io { source, .. }) if is_unreadable(&source) => {}
+            other => return other,
+        }
+        let mut buffer = vec![0; (to - from) as usize];
+        let mut at = from;
+        while at < to {
+            let piece = at - at % PIECE_BYTES;
+            let next = (piece + PIECE_BYTES).min(to);
+            let bytes = &mut buffer[(at - from) as usize..(next - from) as usize];
+            match self.file.read_at(at, bytes) {
+                Err(error) if is_unreadable(&error) => {
+                    bytes.fill(0);
+                    unreadable.insert(piece);
+                }
+                other => other.map_err(|e| self.io("read", e))?,
+            }
+            at = next;
+        }
+        Ok(buffer)
     }
 
     /// The command of the record at `place`, and its body if wanted (else empty). Everything returned is verified,
@@ -199,10 +232,12 @@ impl Segment {
                 what: "the file is cut".into(),
             });
         }
-        (file.read_at(0, &mut bytes)).map_err(|e| StorageError::Io {
-            operation: "read",
-            file: path.clone(),
-            source: e,
+        file.read_at(0, &mut bytes).map_err(|source| match is_unreadable(&source) {
+            true => {
+                let what = format!("the disk cannot read it: {source}");
+                StorageError::Damaged { file: path.clone(), offset: 0, index: None, what }
+            }
+            false => StorageError::Io { operation: "read", file: path.clone(), source },
         })?;
         let header = SegmentHeader::decode(&bytes).map_err(|fault| fault.into_error(path.clone()))?;
         if length < header.bytes {

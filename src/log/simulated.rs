@@ -8,31 +8,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::disk::{Disk, DiskFile};
 
-/// What a crash keeps or loses at once.
-const SECTOR_BYTES: u64 = 512;
+mod survival;
+
+pub use survival::Survival;
+use survival::sectors;
+
 const BLOCK_BYTES: u64 = 4096;
 /// What a disk without a capacity says to be free.
 const UNBOUNDED_FREE_BYTES: u64 = 1 << 50;
-
-/// What survives of everything that was not synced when the power went.
-#[derive(Clone, Copy, Debug)]
-pub enum Survival {
-    Nothing,
-    Everything,
-    /// In the order of the calls: this many bytes of writes, and all changes of names and lengths before them.
-    Prefix(u64),
-    /// Any subset of changes and of the sectors of writes.
-    Random(u64),
-    /// This subset: of the pieces that [`SimulatedDisk::unsynced_pieces`] counts, in the order of the calls, those whose
-    /// bit is set. The 65th goes with the first, and so on.
-    Subset(u64),
-}
 
 /// What was asked of the disk so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +35,19 @@ pub struct Counters {
     pub bytes_read: u64,
 }
 
+/// What went wrong because it was asked for: over all processes on this disk, and not what is only to come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fired {
+    pub failed_writes: u64,
+    pub failed_syncs: u64,
+    /// Calls that were refused for want of space.
+    pub full: u64,
+    /// Answers that there is room for so much and no more.
+    pub told_room: u64,
+    /// The power went in the middle of a change.
+    pub halts: u64,
+}
+
 #[derive(Clone, Default)]
 struct Inode {
     /// What the running process sees.
@@ -53,6 +56,8 @@ struct Inode {
     durable: Vec<u8>,
     /// Blocks that are allocated, as the running process sees it.
     blocks: BTreeSet<u64>,
+    /// Blocks that cannot be read until all of them is overwritten.
+    unreadable: BTreeSet<u64>,
 }
 
 #[derive(Clone)]
@@ -103,6 +108,7 @@ struct World {
     /// In the order of the calls.
     unsynced: Vec<Change>,
     counters: Counters,
+    fired: Fired,
     off: bool,
     operations_left: Option<u64>,
     failing_write: Option<(u64, i32)>,
@@ -188,8 +194,23 @@ impl SimulatedDisk {
         found
     }
 
+    /// From now on reading anything of the blocks of this range fails with EIO, and so does a write to a part of one, as on
+    /// Linux, which would have to read the rest; a write to a whole block heals it. False: there is no such file.
+    pub fn lose(&self, name: &str, offset: u64, bytes: u64) -> bool {
+        let mut world = self.world.lock();
+        let Some(inode) = world.names.get(name).copied() else { return false };
+        let Some(inode) = world.inodes.get_mut(&inode) else { return false };
+        inode.unreadable.extend(blocks(offset, bytes));
+        true
+    }
+
     pub fn counters(&self) -> Counters {
         self.world.lock().counters
+    }
+
+    /// Which of the faults that were asked for have come to something.
+    pub fn fired(&self) -> Fired {
+        self.world.lock().fired
     }
 
     /// Bytes of writes that no sync has covered yet.
@@ -252,8 +273,30 @@ impl Inode {
     }
 
     fn allocate(&mut self, offset: u64, bytes: u64) {
-        self.blocks.extend(offset / BLOCK_BYTES..(offset + bytes).div_ceil(BLOCK_BYTES));
+        self.blocks.extend(blocks(offset, bytes));
     }
+
+    fn check_readable(&self, mut blocks: Range<u64>) -> io::Result<()> {
+        match blocks.any(|block| self.unreadable.contains(&block)) {
+            true => Err(io::Error::from_raw_os_error(libc::EIO)),
+            false => Ok(()),
+        }
+    }
+
+    /// Before a write of this range.
+    fn overwrite(&mut self, offset: u64, bytes: u64) -> io::Result<()> {
+        let whole = offset.div_ceil(BLOCK_BYTES)..(offset + bytes) / BLOCK_BYTES;
+        for block in blocks(offset, bytes).filter(|block| !whole.contains(block)) {
+            self.check_readable(block..block + 1)?;
+        }
+        self.unreadable.retain(|block| !whole.contains(block));
+        Ok(())
+    }
+}
+
+/// The blocks that this range touches.
+fn blocks(offset: u64, bytes: u64) -> Range<u64> {
+    offset / BLOCK_BYTES..(offset + bytes).div_ceil(BLOCK_BYTES)
 }
 
 impl World {
@@ -277,6 +320,7 @@ impl World {
         match &mut self.operations_left {
             Some(0) => {
                 self.off = true;
+                self.fired.halts += 1;
                 Ok(true)
             }
             Some(left) => {
@@ -324,105 +368,38 @@ impl World {
         inodes.map(|inode| inode.blocks.len() as u64 * BLOCK_BYTES).sum()
     }
 
-    fn check_space(&self, inode: u64, offset: u64, bytes: u64) -> io::Result<()> {
+    fn check_space(&mut self, inode: u64, offset: u64, bytes: u64) -> io::Result<()> {
         let Some(capacity) = self.capacity else { return Ok(()) };
         let have = self.inodes.get(&inode).map(|inode| &inode.blocks);
-        let more = (offset / BLOCK_BYTES..(offset + bytes).div_ceil(BLOCK_BYTES))
-            .filter(|block| !have.is_some_and(|blocks| blocks.contains(block)))
-            .count();
+        let more = blocks(offset, bytes).filter(|block| !have.is_some_and(|blocks| blocks.contains(block))).count();
         match self.used_bytes() + more as u64 * BLOCK_BYTES > capacity {
-            true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            true => Err(self.is_full()),
             false => Ok(()),
         }
     }
 
-    fn after_crash(&self, survival: Survival) -> World {
-        let mut next = World { names: self.durable_names.clone(), capacity: self.capacity, ..World::default() };
-        let mut inodes = self.inodes.clone();
-        let mut dice = Dice::new(match survival {
-            Survival::Random(seed) => seed,
-            _ => 0,
-        });
-        let mut left = match survival {
-            Survival::Nothing => 0,
-            Survival::Prefix(bytes) => bytes,
-            _ => u64::MAX,
-        };
-        // How likely a change survives, in sixteenths; drawn once, so that all or nothing is common.
-        let odds = [0, 2, 8, 14, 16][dice.below(5) as usize];
-        let mut piece = 0;
-        let mut survives = || {
-            piece += 1;
-            match survival {
-                Survival::Subset(these) => these >> ((piece - 1) % 64) & 1 == 1,
-                _ => dice.below(16) < odds,
-            }
-        };
-        for change in &self.unsynced {
-            match survival {
-                Survival::Nothing => break,
-                Survival::Prefix(_) if left == 0 && change.weight() > 0 => break,
-                Survival::Random(_) | Survival::Subset(_) => next.survive_some(&mut inodes, change, &mut survives),
-                _ => next.survive(&mut inodes, &prefix(change, left)),
-            }
-            left = left.saturating_sub(change.weight());
-        }
-        next.settle(inodes);
-        next
-    }
-
-    fn survive(&mut self, inodes: &mut BTreeMap<u64, Inode>, change: &Change) {
-        match change.inode() {
-            Some(inode) => inodes.entry(inode).or_default().apply_durable(change),
-            None => apply_name(&mut self.names, change),
-        }
-    }
-
-    fn survive_some(
-        &mut self,
-        inodes: &mut BTreeMap<u64, Inode>,
-        change: &Change,
-        survives: &mut impl FnMut() -> bool,
-    ) {
-        match change {
-            Change::Write { inode, offset, bytes } => {
-                for (at, piece) in sectors(*offset, bytes) {
-                    if survives() {
-                        let piece = Change::Write { inode: *inode, offset: at, bytes: piece.to_vec() };
-                        self.survive(inodes, &piece);
-                    }
-                }
-            }
-            other if survives() => self.survive(inodes, other),
-            _ => {}
-        }
-    }
-
-    /// What is durable is what the next process sees.
-    fn settle(&mut self, inodes: BTreeMap<u64, Inode>) {
-        self.durable_names = self.names.clone();
-        let named: BTreeSet<u64> = self.names.values().copied().collect();
-        for (number, mut inode) in inodes.into_iter().filter(|(number, _)| named.contains(number)) {
-            inode.now = inode.durable.clone();
-            inode.blocks.clear();
-            inode.allocate(0, inode.now.len() as u64);
-            self.inodes.insert(number, inode);
-        }
-        // A name may survive whose file never had a durable byte.
-        for number in named {
-            self.inodes.entry(number).or_default();
-        }
+    fn is_full(&mut self) -> io::Error {
+        self.fired.full += 1;
+        io::Error::from_raw_os_error(libc::ENOSPC)
     }
 
     fn free_bytes(&self) -> u64 {
         self.capacity.map_or(UNBOUNDED_FREE_BYTES, |capacity| capacity.saturating_sub(self.used_bytes()))
     }
 
-    fn check_name(&self, name: &str) -> io::Result<()> {
+    fn check_name(&mut self, name: &str) -> io::Result<()> {
         match !self.names.contains_key(name) && self.free_bytes() < BLOCK_BYTES {
-            true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            true => Err(self.is_full()),
             false => Ok(()),
         }
+    }
+
+    fn sync_fails(&mut self) -> io::Result<()> {
+        due(&mut self.failing_sync).inspect_err(|_| self.fired.failed_syncs += 1)
+    }
+
+    fn write_fails(&mut self) -> io::Result<()> {
+        due(&mut self.failing_write).inspect_err(|_| self.fired.failed_writes += 1)
     }
 
     fn sync(&mut self, inode: u64) -> io::Result<()> {
@@ -432,7 +409,7 @@ impl World {
         self.counters.syncs += 1;
         let (synced, rest) = std::mem::take(&mut self.unsynced).into_iter().partition(|c| c.inode() == Some(inode));
         self.unsynced = rest;
-        due(&mut self.failing_sync)?;
+        self.sync_fails()?;
         let synced: Vec<Change> = synced;
         let inode = self.inodes.entry(inode).or_default();
         synced.iter().for_each(|change| inode.apply_durable(change));
@@ -467,45 +444,6 @@ fn apply_name(names: &mut BTreeMap<String, u64>, change: &Change) {
             names.insert(to.clone(), *inode);
         }
         _ => {}
-    }
-}
-
-fn prefix(change: &Change, bytes_max: u64) -> Change {
-    match change {
-        Change::Write { inode, offset, bytes } => {
-            let keep = (bytes.len() as u64).min(bytes_max) as usize;
-            Change::Write { inode: *inode, offset: *offset, bytes: bytes[..keep].to_vec() }
-        }
-        other => other.clone(),
-    }
-}
-
-/// The pieces of a write by sector of the file.
-fn sectors(offset: u64, bytes: &[u8]) -> Vec<(u64, &[u8])> {
-    let mut pieces = Vec::new();
-    let (mut at, mut rest) = (offset, bytes);
-    while !rest.is_empty() {
-        let length = ((SECTOR_BYTES - at % SECTOR_BYTES) as usize).min(rest.len());
-        let (piece, behind) = rest.split_at(length);
-        pieces.push((at, piece));
-        (at, rest) = (at + length as u64, behind);
-    }
-    pieces
-}
-
-/// xorshift64*: Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled".
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64) -> Dice {
-        Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) % bound
     }
 }
 
@@ -549,14 +487,16 @@ impl Disk for SimulatedDisk {
             return Err(io::Error::other("the simulated disk lost power"));
         }
         world.counters.syncs += 1;
-        due(&mut world.failing_sync)?;
+        world.sync_fails()?;
         world.durable_names = world.names.clone();
         world.unsynced.retain(|change| change.inode().is_some());
         Ok(())
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        Ok(self.world.lock().free_bytes())
+        let mut world = self.world.lock();
+        world.fired.told_room += u64::from(world.capacity.is_some());
+        Ok(world.free_bytes())
     }
 
     fn path_of(&self, name: &str) -> String {
@@ -568,7 +508,7 @@ impl DiskFile for SimulatedFile {
     fn preallocate(&self, bytes: u64) -> io::Result<()> {
         let mut world = self.world.lock();
         if world.free_bytes() < bytes {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            return Err(world.is_full());
         }
         world.change(Change::Extend { inode: self.inode, bytes })
     }
@@ -578,9 +518,10 @@ impl DiskFile for SimulatedFile {
         slices.iter().for_each(|slice| bytes.extend_from_slice(slice));
         let mut world = self.world.lock();
         world.check_space(self.inode, offset, bytes.len() as u64)?;
+        world.inodes.entry(self.inode).or_default().overwrite(offset, bytes.len() as u64)?;
         world.counters.writes += 1;
         world.counters.bytes_written += bytes.len() as u64;
-        let failed = due(&mut world.failing_write);
+        let failed = world.write_fails();
         if failed.is_err() {
             bytes.truncate(bytes.len() / 2);
         }
@@ -594,7 +535,9 @@ impl DiskFile for SimulatedFile {
             return Err(io::Error::other("the simulated disk is off"));
         }
         world.counters.bytes_read += buffer.len() as u64;
-        let content = &world.inodes.get(&self.inode).ok_or(io::ErrorKind::NotFound)?.now;
+        let inode = world.inodes.get(&self.inode).ok_or(io::ErrorKind::NotFound)?;
+        inode.check_readable(blocks(offset, buffer.len() as u64))?;
+        let content = &inode.now;
         let range = offset as usize..offset as usize + buffer.len();
         buffer.copy_from_slice(content.get(range).ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
@@ -607,7 +550,7 @@ impl DiskFile for SimulatedFile {
     fn punch_hole(&self, offset: u64, bytes: u64) -> io::Result<()> {
         let mut world = self.world.lock();
         if world.free_bytes() < BLOCK_BYTES {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            return Err(world.is_full());
         }
         world.change(Change::Hole { inode: self.inode, offset, bytes })
     }

@@ -65,41 +65,81 @@ fn decode_header(bytes: &[u8]) -> Result<EntryId, HeaderFault> {
     }
 }
 
-/// Write a snapshot and remove the older ones; its size in bytes. If the disk is full, `relieve` is asked for room.
-pub fn write_snapshot(
-    disk: &dyn Disk,
+/// A snapshot that is whole and durable under a temporary name. It is removed unless it gets its place.
+pub struct StagedSnapshot {
+    disk: Arc<dyn Disk>,
+    temporary: String,
+    last: EntryId,
+    bytes: u64,
+    is_placed: bool,
+}
+
+/// Name of a snapshot of this node that is being written.
+pub fn own_name(last: EntryId) -> String {
+    format!("{}.tmp", snapshot_name(last.index))
+}
+
+/// Name of a snapshot that has come from another node and waits for its place.
+pub fn received_name(last: EntryId) -> String {
+    format!("received-{:020}.tmp", last.index)
+}
+
+/// Write a snapshot under this temporary name, durably. If the disk is full, `relieve` is asked for room.
+pub fn stage(
+    disk: &Arc<dyn Disk>,
+    temporary: String,
     last: EntryId,
     meta: &Bytes,
     items: &mut dyn Iterator<Item = Result<Bytes, StorageError>>,
     relieve: &dyn Fn() -> bool,
-) -> Result<u64, StorageError> {
-    let name = snapshot_name(last.index);
-    let temporary = format!("{name}.tmp");
+) -> Result<StagedSnapshot, StorageError> {
     let io = |operation| {
         let file = disk.path_of(&temporary);
         move |source| StorageError::Io { operation, file: file.clone(), source }
     };
     let file = relieved(relieve, || disk.create(&temporary)).map_err(io("create"))?;
+    // From here on an error removes it: the disk may be full of it. The next opening does so too.
+    let mut staged =
+        StagedSnapshot { disk: disk.clone(), temporary: temporary.clone(), last, bytes: 0, is_placed: false };
     let mut sink = Sink { file: &*file, relieve, offset: 0, buffer: Vec::with_capacity(BUFFER_BYTES), crc: 0 };
-    let written =
-        write_items(&mut sink, last, meta, items, &io("write")).and_then(|()| file.sync_data().map_err(io("sync")));
-    if let Err(error) = written {
-        // The disk may be full of it; the next opening removes it too.
-        let _ = disk.remove(&temporary);
-        return Err(error);
+    write_items(&mut sink, last, meta, items, &io("write"))?;
+    file.sync_data().map_err(io("sync"))?;
+    staged.bytes = sink.offset;
+    Ok(staged)
+}
+
+impl StagedSnapshot {
+    /// The last entry that it covers.
+    pub fn last(&self) -> EntryId {
+        self.last
     }
-    let bytes = sink.offset;
-    rename(disk, &temporary, &name).map_err(|error| {
-        let _ = disk.remove(&temporary);
-        io("rename")(error)
-    })?;
-    disk.sync_dir().map_err(io("sync the directory of"))?;
-    for older in disk.list().map_err(io("list"))?.iter().filter(|name| snapshot_index(name) < Some(last.index)) {
-        if is_snapshot(older) {
-            disk.remove(older).map_err(io("remove older than"))?;
+
+    /// Make it the newest snapshot and remove the older ones; its size in bytes.
+    pub fn place(mut self) -> Result<u64, StorageError> {
+        let disk = self.disk.clone();
+        let io = |operation| {
+            let file = disk.path_of(&self.temporary);
+            move |source| StorageError::Io { operation, file: file.clone(), source }
+        };
+        rename(&*disk, &self.temporary, &snapshot_name(self.last.index)).map_err(io("rename"))?;
+        disk.sync_dir().map_err(io("sync the directory of"))?;
+        for older in disk.list().map_err(io("list"))?.iter().filter(|name| snapshot_index(name) < Some(self.last.index))
+        {
+            if is_snapshot(older) {
+                disk.remove(older).map_err(io("remove older than"))?;
+            }
+        }
+        self.is_placed = true;
+        Ok(self.bytes)
+    }
+}
+
+impl Drop for StagedSnapshot {
+    fn drop(&mut self) {
+        if !self.is_placed {
+            let _ = self.disk.remove(&self.temporary);
         }
     }
-    Ok(bytes)
 }
 
 fn write_items(

@@ -134,6 +134,13 @@ impl Prelude {
         self.header_bytes + self.body_bytes
     }
 
+    /// Refuse more than these, before any of it is read.
+    pub(super) fn within(self, header_bytes_max: usize, body_bytes_max: usize) -> Result<Prelude> {
+        bounded("header", self.header_bytes, header_bytes_max)?;
+        bounded("body", self.body_bytes, body_bytes_max)?;
+        Ok(self)
+    }
+
     pub(super) async fn read_rest(self, from: &mut (impl AsyncRead + Unpin)) -> Result<Frame> {
         in_time(self.bytes(), async {
             let header = read_bytes(from, self.header_bytes).await?;
@@ -153,10 +160,16 @@ impl Prelude {
 
 /// A whole frame; an error if the other end closes instead.
 pub(super) async fn read_frame(from: &mut (impl AsyncRead + Unpin)) -> Result<Frame> {
-    match read_prelude(from).await? {
-        Some(prelude) => prelude.read_rest(from).await,
-        None => Err(Error::new(ErrorKind::UnexpectedEof, "closed")),
-    }
+    must_begin(from).await?.read_rest(from).await
+}
+
+/// The same, of one who has not said who he is: a header of at most so many bytes, and no body.
+pub(super) async fn read_first_frame(from: &mut (impl AsyncRead + Unpin), bytes_max: usize) -> Result<Frame> {
+    must_begin(from).await?.within(bytes_max, 0)?.read_rest(from).await
+}
+
+async fn must_begin(from: &mut (impl AsyncRead + Unpin)) -> Result<Prelude> {
+    read_prelude(from).await?.ok_or_else(|| Error::new(ErrorKind::UnexpectedEof, "closed"))
 }
 
 async fn read_bytes(from: &mut (impl AsyncRead + Unpin), length: usize) -> Result<Bytes> {

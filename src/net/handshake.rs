@@ -15,6 +15,9 @@ use uuid::Uuid;
 /// Time for the other end to say hello.
 pub(super) const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 
+/// Largest frame of a handshake: a hello, a welcome, or a refusal in words.
+const HANDSHAKE_BYTES_MAX: usize = 4 << 10;
+
 /// What the caller says.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Hello {
@@ -65,7 +68,7 @@ pub(super) async fn call(
     judge: Option<&dyn Judge>,
 ) -> Result<Welcome> {
     send(stream, Direction::Request, KIND_HELLO, &codec::encode("hello", hello).map_err(Error::other)?).await?;
-    let answer = frame::read_frame(stream).await?.message;
+    let answer = frame::read_first_frame(stream, HANDSHAKE_BYTES_MAX).await?.message;
     match answer.kind {
         KIND_HELLO => {}
         KIND_REFUSED => return Err(refused(String::from_utf8_lossy(&answer.header).into_owned())),
@@ -114,7 +117,7 @@ pub(super) async fn answer(
     proven: Option<Role>,
     handler: &impl Handler,
 ) -> Result<Hello> {
-    let first = match frame::read_frame(stream).await {
+    let first = match frame::read_first_frame(stream, HANDSHAKE_BYTES_MAX).await {
         Err(e) if e.kind() == ErrorKind::Unsupported => return Err(refuse_tls(stream, e).await),
         first => first?.message,
     };

@@ -8,8 +8,8 @@
 //! about it is the caller's to know.
 //!
 //! Decisions: lengths are checked against limits before anything is allocated; a frame that has begun must end in time;
-//! bytes in flight are bounded per link and, for clients, per process; every call has a deadline. Whether a node may take
-//! part is not known here: a [`Judge`] is asked. A caller that does not
+//! bytes in flight are bounded per link and, for clients, per process, and an answer is begun when there is room for it;
+//! every call has a deadline. Whether a node may take part is not known here: a [`Judge`] is asked. A caller that does not
 //! know the cluster yet (the CLI) may shake hands as a client without naming it; a node never may.
 //!
 //! With [`Keys`], links are encrypted (TLS 1.3), and both ends prove by certificates of the cluster's own authority

@@ -1,5 +1,6 @@
 //! Real sockets on loopback: what a peer, a client and a stranger meet.
 
+mod room;
 mod tls;
 
 use super::*;
@@ -9,7 +10,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-/// Answers each message with its own bytes; kind 9 waits so many milliseconds first as its header's first byte says.
+/// Answers each message with its own bytes; kind 9 waits so many milliseconds first as its header's first byte says, kind
+/// 11 is answered with a byte more than a frame's header may have.
 struct Echo;
 
 impl Handler for Echo {
@@ -19,6 +21,7 @@ impl Handler for Echo {
             match message.kind {
                 9 => tokio::time::sleep(Duration::from_millis(message.header[0].into())).await,
                 10 => return Message::refused("not today"),
+                11 => return Message { header: vec![0; crate::limits::FRAME_HEADER_BYTES_MAX + 1].into(), ..message },
                 _ => {}
             }
             message
@@ -40,10 +43,14 @@ fn soon() -> Instant {
 
 /// A server of node 1, stopped when the guard is dropped.
 async fn server() -> (SocketAddr, tokio_util::sync::DropGuard) {
+    server_of(Echo).await
+}
+
+async fn server_of(handler: impl Handler) -> (SocketAddr, tokio_util::sync::DropGuard) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    tokio::spawn(Server::run(listener, identity(Some(1), 1), Arc::new(Echo), stop.clone()));
+    tokio::spawn(Server::run(listener, identity(Some(1), 1), Arc::new(handler), stop.clone()));
     (address, stop.drop_guard())
 }
 

@@ -1,4 +1,4 @@
-//! What ends a node from within: its disk, its Raft.
+//! What ends a node from within: its disk, its Raft, the end of a task that it cannot do without.
 //!
 //! The first reason wins. After a failed write nothing more may be acknowledged, and the process is to be gone within a
 //! second, even if something in it hangs: a thread of its own sees to that.
@@ -7,9 +7,12 @@ use super::exit::{Exit, NodeError};
 use super::fence;
 use crate::log::Log;
 use crate::raft::{Ending, Replica};
+use futures_util::FutureExt;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// How long a dying node may take to unmount and to say why.
 const LAST_WORDS: Duration = Duration::from_millis(800);
@@ -52,6 +55,15 @@ impl Fatal {
         });
     }
 
+    /// Run this to its end; if that comes before `stop` is cancelled, or by a panic, the node must end.
+    pub(super) async fn unless_stopped(self, what: &str, stop: CancellationToken, task: impl Future<Output = ()>) {
+        let panicked = AssertUnwindSafe(task).catch_unwind().await.is_err();
+        if !stop.is_cancelled() {
+            let how = if panicked { "panicked" } else { "ended by itself" };
+            self.report(NodeError::failed(format!("{what} has {how}")));
+        }
+    }
+
     pub(super) fn report(&self, error: NodeError) {
         self.reason.send_if_modified(|reason| {
             let first = reason.is_none();
@@ -89,5 +101,21 @@ mod tests {
         fatal.report(NodeError::new(Exit::Damaged, "rot"));
         fatal.report(NodeError::new(Exit::StorageFailed, "raft has ended"));
         assert_eq!(fatal.reason().await.exit, Exit::Damaged);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_before_it_is_stopped_ends_the_node() {
+        let run = async |stop: CancellationToken, task: futures_util::future::BoxFuture<'static, ()>| {
+            let fatal = Fatal::new();
+            tokio::spawn(fatal.clone().unless_stopped("upkeep", stop, task)).await.ok();
+            fatal.reason.borrow().clone().map(|error| error.message)
+        };
+        let stopped = CancellationToken::new();
+        stopped.cancel();
+        let panics = || async { panic!("as planned") }.boxed();
+        assert_eq!(run(CancellationToken::new(), panics()).await.as_deref(), Some("upkeep has panicked"));
+        let ends = run(CancellationToken::new(), async {}.boxed()).await;
+        assert_eq!(ends.as_deref(), Some("upkeep has ended by itself"));
+        assert_eq!(run(stopped, async {}.boxed()).await, None);
     }
 }

@@ -3,10 +3,14 @@
 //! What is wrong may be in its newest snapshot, and between a start and the first comparison it would serve it.
 
 use super::exit::{Exit, NodeError};
-use std::io::Write;
+use super::identity::release_reserve;
+use crate::log::is_full;
+use std::io::{self, Write};
 use std::path::Path;
 
 const FENCED: &str = "fenced";
+/// How often the mark is tried on a full disk: what fills the reserve up again may be faster than we are.
+const TRIES: usize = 4;
 
 /// Bar this data directory from the next start. What cannot be written is told: the node ends all the same.
 pub(super) fn mark(data: &Path, why: &str) {
@@ -16,8 +20,22 @@ pub(super) fn mark(data: &Path, why: &str) {
         file.sync_all()?;
         std::fs::File::open(data)?.sync_all()
     };
-    if let Err(e) = write() {
+    if let Err(e) = with_reserve(data, write) {
         tracing::error!("cannot write {}, so the next start will not be refused: {e}", data.join(FENCED).display());
+    }
+}
+
+/// Do this; on a full disk with the room of the reserve.
+fn with_reserve(data: &Path, mut write: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    let mut tries = 1..TRIES;
+    loop {
+        match write() {
+            Err(e) if is_full(&e) && tries.next().is_some() => {
+                // It may be on its way back: then there is room, or it is there to be released the next time.
+                let _ = release_reserve(data);
+            }
+            done => return done,
+        }
     }
 }
 
@@ -53,5 +71,32 @@ mod tests {
         let refused = refuse(data.path()).unwrap_err();
         assert_eq!(refused.exit, Exit::Damaged);
         assert!(refused.message.contains("entry 7") && refused.message.contains("member replace"), "{refused}");
+    }
+
+    #[test]
+    fn a_full_disk_gives_the_reserve_for_the_mark() {
+        let data = tempfile::tempdir().unwrap();
+        let reserve = data.path().join("reserve");
+        let full = || io::Error::from_raw_os_error(libc::ENOSPC);
+        // Filled up again twice, before there is room.
+        let mut refills = 3;
+        let write = || {
+            let found = reserve.exists();
+            if refills > 0 {
+                refills -= 1;
+                std::fs::write(&reserve, "blocks").unwrap();
+                return Err(full());
+            }
+            if found { Err(full()) } else { Ok(()) }
+        };
+        with_reserve(data.path(), write).unwrap();
+        assert!(!reserve.exists());
+        let mut tried = 0;
+        let never = || {
+            tried += 1;
+            Err(full())
+        };
+        assert!(is_full(&with_reserve(data.path(), never).unwrap_err()));
+        assert_eq!(tried, TRIES);
     }
 }

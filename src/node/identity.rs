@@ -98,7 +98,13 @@ impl DataDirectory {
         let InitOptions { data: path, cluster, node, members, joins } = options;
         check_members(node, &members)?;
         refuse_data(&path)?;
+        let parents = parents_to_change(&path)?;
         make_private(&path)?;
+        // Else a power cut could take all of it, and the node with it.
+        for parent in parents {
+            sync_directory(&parent)
+                .map_err(|e| NodeError { exit: Exit::StorageFailed, ..failed("sync", &parent, &e) })?;
+        }
         // Only one node writes the first membership; two that did so could found two clusters of the same name.
         let bootstrapped = joins || members.keys().next() != Some(&node);
         let (instance, removed) = (Uuid::new_v4(), false);
@@ -179,6 +185,7 @@ impl DataDirectory {
 
     /// Count this start; durable on return.
     pub fn raise_incarnation(&self) -> Result<u64, NodeError> {
+        self.keep_name();
         let file = self.path.join(INCARNATION);
         let text = std::fs::read_to_string(&file).map_err(|e| failed("read", &file, &e))?;
         let last: Option<u64> = text.strip_suffix('\n').and_then(|number| number.parse().ok());
@@ -195,7 +202,7 @@ impl DataDirectory {
         let number = format!("{next}\n");
         let written = match replace_synced(&file, number.as_bytes()) {
             // A full disk does not keep a node from starting: it is needed to free space.
-            Err(e) if is_full(&e) && self.release_reserve() => replace_synced(&file, number.as_bytes()),
+            Err(e) if is_full(&e) && release_reserve(&self.path).is_ok() => replace_synced(&file, number.as_bytes()),
             other => other,
         };
         written.map_err(|e| not_written(&file, &e))?;
@@ -221,10 +228,15 @@ impl DataDirectory {
         }
     }
 
-    /// False: there is nothing to release.
-    fn release_reserve(&self) -> bool {
-        let released = std::fs::remove_file(self.path.join(RESERVE)).and_then(|()| File::open(&self.path)?.sync_all());
-        released.is_ok()
+    /// Have the name of the directory itself durable before the node says anything: whoever made it may not have seen to
+    /// that. An operator's own parent directory may not be ours to read; then it is theirs to keep.
+    fn keep_name(&self) {
+        let path = std::fs::canonicalize(&self.path).unwrap_or_default();
+        if let Some(parent) = path.parent()
+            && let Err(e) = sync_directory(parent)
+        {
+            tracing::warn!("cannot sync {}: {e}", parent.display());
+        }
     }
 
     /// The first membership is in the log: never write it again.
@@ -314,6 +326,23 @@ fn make_private(path: &Path) -> Result<(), NodeError> {
     std::fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(|e| failed("protect", path, &e))
 }
 
+/// The directories that get a new name when `path` is made with all that is missing above it.
+fn parents_to_change(path: &Path) -> Result<Vec<PathBuf>, NodeError> {
+    let path = std::path::absolute(path).map_err(|e| failed("make", path, &e))?;
+    let missing = path.ancestors().take_while(|path| !path.exists());
+    Ok(missing.filter_map(Path::parent).map(Path::to_path_buf).collect())
+}
+
+fn sync_directory(path: &Path) -> std::io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Give the reserve of this data directory back to the disk. An error if there is none.
+pub(super) fn release_reserve(data: &Path) -> std::io::Result<()> {
+    std::fs::remove_file(data.join(RESERVE))?;
+    sync_directory(data)
+}
+
 fn write_synced(file: &Path, bytes: &[u8]) -> Result<(), NodeError> {
     replace_synced(file, bytes).map_err(|e| not_written(file, &e))
 }
@@ -325,7 +354,7 @@ fn replace_synced(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     to.write_all(bytes)?;
     to.sync_all()?;
     std::fs::rename(&new, file)?;
-    File::open(file.parent().unwrap_or(Path::new(".")))?.sync_all()
+    sync_directory(file.parent().unwrap_or(Path::new(".")))
 }
 
 fn not_written(file: &Path, error: &std::io::Error) -> NodeError {
@@ -372,6 +401,21 @@ mod tests {
         let error = DataDirectory::open(&data).unwrap().must_be_member().unwrap_err();
         assert!(error.message.contains("node 1 was removed"), "{error}");
         assert_eq!(opened.raise_incarnation().unwrap(), 3);
+    }
+
+    #[test]
+    fn every_directory_that_is_made_is_made_durable_from_where_its_name_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let new = [at("a/b"), at("a"), at("")].map(|path| path.components().collect::<PathBuf>());
+        assert_eq!(parents_to_change(&at("a/b/c")).unwrap(), new);
+        std::fs::create_dir(at("a")).unwrap();
+        assert_eq!(parents_to_change(&at("a/b/c")).unwrap(), new[..2]);
+        let data = at("a/b/c");
+        DataDirectory::init(options(&data, 1)).unwrap();
+        assert!(parents_to_change(&data).unwrap().is_empty());
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(parents_to_change(Path::new("no-such-data")).unwrap(), [here], "a relative name has a parent too");
     }
 
     #[test]

@@ -88,6 +88,8 @@ pub struct Node {
     /// Ends the listener.
     back: CancellationToken,
     tasks: TaskTracker,
+    /// Ends the sessions of mounts that have ended.
+    endings: TaskTracker,
     _lock: DirectoryLock,
 }
 
@@ -141,11 +143,13 @@ impl Node {
             front,
             back,
             tasks,
+            endings: TaskTracker::new(),
             _lock: lock,
         };
         let server = crate::volume::Server::new(local, move || status());
         let dispatch = Arc::new(Dispatch { replica, server });
-        node.tasks.spawn(net::Server::run(listener, own, dispatch, node.back.clone()));
+        let serving = net::Server::run(listener, own, dispatch, node.back.clone());
+        node.keep_running("the listener", node.back.clone(), serving);
         if let Err(error) = node.bring_up(&mut directory, fresh, cs733, options.mounts).await {
             node.stop().await;
             return Err(error);
@@ -165,10 +169,14 @@ impl Node {
             bootstrap(directory, &self.replica, &self.own, fresh).await?;
         }
         let (fatal, stop) = (self.fatal.clone(), self.back.clone());
-        self.tasks.spawn(members::keep_identity(self.replica.clone(), directory.clone(), fatal, stop));
-        self.tasks.spawn(upkeep::run(self.replica.clone(), self.front.clone()));
-        self.tasks.spawn(members::stand(self.local.clone(), self.replica.clone(), self.front.clone()));
-        self.tasks.spawn(members::tend(self.replica.clone(), self.own.clone(), self.front.clone()));
+        let identity = members::keep_identity(self.replica.clone(), directory.clone(), fatal, stop.clone());
+        self.keep_running("the keeping of the identity", stop, identity);
+        let (replica, front) = (&self.replica, &self.front);
+        self.keep_running("upkeep", front.clone(), upkeep::run(replica.clone(), front.clone()));
+        let standing = members::stand(self.local.clone(), replica.clone(), front.clone());
+        self.keep_running("the node's standing", front.clone(), standing);
+        let tending = members::tend(replica.clone(), self.own.clone(), front.clone());
+        self.keep_running("the tending of the members", front.clone(), tending);
         self.start_gateway(cs733);
         self.mount_all(mounts).await
     }
@@ -176,8 +184,19 @@ impl Node {
     fn start_gateway(&mut self, cs733: Option<TcpListener>) {
         if let Some(listener) = cs733 {
             let volume = self.volume("cs733");
-            self.tasks.spawn(gateway::serve(volume, listener, self.front.clone()));
+            let serving = gateway::serve(volume, listener, self.front.clone());
+            self.keep_running("the cs733 listener", self.front.clone(), serving);
         }
+    }
+
+    /// Without this task the node would only look alive: if it ends before `stop` is cancelled, so does the node.
+    fn keep_running(
+        &self,
+        what: &'static str,
+        stop: CancellationToken,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.tasks.spawn(self.fatal.clone().unless_stopped(what, stop, task));
     }
 
     async fn mount_all(&mut self, mounts: Vec<(PathBuf, MountOptions)>) -> Result<(), NodeError> {
@@ -185,11 +204,27 @@ impl Node {
             let volume = self.volume(&format!("mount {}", path.display()));
             let runtime = tokio::runtime::Handle::current();
             let failed = format!("cannot mount at {}", path.display());
-            let mount = tokio::task::spawn_blocking(move || fuse::mount(volume, runtime, &path, options)).await;
+            let mounting = volume.clone();
+            let mount = tokio::task::spawn_blocking(move || fuse::mount(mounting, runtime, &path, options)).await;
             let mount = mount.map_err(|e| NodeError::failed(format!("{failed}: {e}")))?;
-            self.mounts.push(mount.map_err(|e| NodeError::failed(format!("{failed}: {e}")))?);
+            let mount = mount.map_err(|e| NodeError::failed(format!("{failed}: {e}")))?;
+            self.end_with(&mount, volume);
+            self.mounts.push(mount);
         }
         Ok(())
+    }
+
+    /// A mount's locks, ephemeral files and what it had open end with it, also if it ends before the node does.
+    fn end_with(&mut self, mount: &Mount, volume: Volume) {
+        let (path, ended, front) = (mount.path().to_owned(), mount.ended(), self.front.clone());
+        self.endings.spawn(async move {
+            let Some(outcome) = front.run_until_cancelled(ended).await else { return };
+            match outcome {
+                Ok(()) => tracing::info!("the mount at {} has ended", path.display()),
+                Err(why) => tracing::error!("the mount at {} has ended: {why}", path.display()),
+            }
+            volume.close().await;
+        });
     }
 
     /// The tree through this node, with a session of its own that ends when the node stops.
@@ -259,7 +294,12 @@ impl Node {
         })
         .await;
         self.front.cancel();
-        step("ending the sessions", join_all(self.volumes.iter().map(Volume::close))).await;
+        step("ending the sessions", async {
+            join_all(self.volumes.iter().map(Volume::close)).await;
+            self.endings.close();
+            self.endings.wait().await;
+        })
+        .await;
         step("handing over the lead", self.hand_over()).await;
         step("stopping raft", self.replica.shutdown()).await;
         self.back.cancel();
@@ -295,6 +335,10 @@ impl Handler for Dispatch {
             (false, Some(_)) => Either::Right(Either::Left(self.replica.handle(from, message))),
             (false, None) => Either::Right(Either::Right(ready(Message::refused("clients have no part in raft")))),
         }
+    }
+
+    fn answer_bytes(&self, message: &Message) -> usize {
+        if message.kind >= KIND_FIRST { self.server.answer_bytes(message) } else { 0 }
     }
 
     fn admit(&self, node: NodeId, start: &Start) -> Result<(), Expulsion> {

@@ -8,7 +8,7 @@
 use super::messages::{self, FETCH_BODIES, FetchBodies, FetchedBodies, FetchedBody};
 use super::peers::Peers;
 use super::publish::Published;
-use super::store::{blocking, completion, durable, io_error};
+use super::store::{blocking, completion, durable, io_error, is_full};
 use crate::fs::{LogIndex, State};
 use crate::limits::BODY_BYTES_MAX;
 use crate::log::{Log, StorageError};
@@ -105,9 +105,9 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
-    /// Bring everything here that `state` refers to. What is here is good, but for the `doubtful` indexes: the log's entries
-    /// there may never have been committed, so their bodies are fetched in any case. `fetched` is told how many have come
-    /// so far.
+    /// Bring everything here that `state` refers to. What is here is good, but for the `doubtful` indexes, all of them above
+    /// the purge point: the log's entries there may never have been committed, so only a body counts that came from a peer,
+    /// for a peer gives none but of entries that it has applied ([`serve`]). `fetched` is told how many have come so far.
     pub async fn fetch_missing(
         &self,
         state: &State,
@@ -130,7 +130,10 @@ impl Fetcher {
     async fn missing(&self, state: &State, from: LogIndex, doubtful: Range<u64>) -> io::Result<Vec<u64>> {
         let (state, log) = (state.clone(), self.log.clone());
         blocking(move || {
-            let lacking = |index: &u64| doubtful.contains(index) || !log.has_body(*index);
+            let lacking = |index: &u64| match doubtful.contains(index) {
+                true => !log.has_import(*index),
+                false => !log.has_body(*index),
+            };
             Ok(state.live_bodies(from).map(|index| index.0).filter(lacking).take(ASKED_MAX).collect())
         })
         .await
@@ -144,6 +147,8 @@ impl Fetcher {
             match self.fetch_from(*node, *address, &mut wanted, &mut dead).await {
                 Ok(()) if wanted.is_empty() => return Ok(dead),
                 Ok(()) => why = format!("node {node} cannot read it"),
+                // Here, whoever gives it.
+                Err(e) if is_full(&e) => return Err(e),
                 Err(e) => why = format!("node {node}: {e}"),
             }
         }
@@ -151,7 +156,8 @@ impl Fetcher {
         Err(io::Error::other(format!("cannot fetch the body of entry {first}: {why}")))
     }
 
-    /// Ask one node until it has answered for all; what it cannot read stays in `wanted`.
+    /// Ask one node until it has answered for all. What is not stored here afterwards stays in `wanted`, whether it could
+    /// not be read there or something failed on the way.
     async fn fetch_from(
         &self,
         node: NodeId,
@@ -160,18 +166,28 @@ impl Fetcher {
         dead: &mut Vec<u64>,
     ) -> io::Result<()> {
         let mut unreadable = Vec::new();
-        while !wanted.is_empty() {
-            let (found, body) = self.ask(node, address, wanted).await?;
-            let answered: Vec<u64> = wanted.drain(..found.len()).collect();
-            match self.take_in(answered, found, body, dead).await {
-                Ok(lacking) => unreadable.extend(lacking),
-                Err(e) => {
-                    wanted.extend(unreadable);
-                    return Err(e);
-                }
-            }
+        let mut result = Ok(());
+        while !wanted.is_empty() && result.is_ok() {
+            result = self.fetch_some(node, address, wanted, &mut unreadable, dead).await;
         }
-        *wanted = unreadable;
+        wanted.append(&mut unreadable);
+        result
+    }
+
+    /// One question, and what comes of it: taken out of `wanted` once it is stored.
+    async fn fetch_some(
+        &self,
+        node: NodeId,
+        address: SocketAddr,
+        wanted: &mut Vec<u64>,
+        unreadable: &mut Vec<u64>,
+        dead: &mut Vec<u64>,
+    ) -> io::Result<()> {
+        let (found, body) = self.ask(node, address, wanted).await?;
+        let answered = wanted[..found.len()].to_vec();
+        let count = answered.len();
+        unreadable.extend(self.take_in(answered, found, body, dead).await?);
+        wanted.drain(..count);
         Ok(())
     }
 
@@ -197,7 +213,7 @@ impl Fetcher {
         dead: &mut Vec<u64>,
     ) -> io::Result<Vec<u64>> {
         if self.log.room().with_reserve < body.len() as u64 {
-            return Err(io::Error::other("this node's disk is full: make room on it"));
+            return Err(io_error(no_room()));
         }
         let (mut imports, mut unreadable) = (Vec::new(), Vec::new());
         for (index, found) in asked.into_iter().zip(found) {
@@ -234,6 +250,12 @@ impl Fetcher {
         let (log, body) = (self.log.clone(), body.clone());
         blocking(move || log.accepts_body(index, &body).map_err(io_error)).await
     }
+}
+
+/// This node's disk, before anything is written to it.
+fn no_room() -> StorageError {
+    let source = io::Error::new(io::ErrorKind::StorageFull, "this node's disk is full: make room on it");
+    StorageError::Io { operation: "import", file: "a peer's bodies".into(), source }
 }
 
 /// The bodies that are being mended, or that could not be: until when they are left alone.

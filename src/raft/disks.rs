@@ -12,7 +12,8 @@
 //! | is full | no | refuse: `NoSpace` |
 //!
 //! Everything else is proposed at all times, and lives off the reserve ([`crate::log::Room`]): deletes above all, so a full
-//! cluster can be emptied. A follower without room takes entries as long as its reserve lasts but for the last segment;
+//! cluster can be emptied. A leader whose reserve is used up too proposes nothing and waits for room, or for another to
+//! lead. A follower without room takes entries as long as its reserve lasts but for the last segment;
 //! then it says so instead of taking them, goes on voting, and is caught up once it has room again.
 //!
 //! Never refused in apply: that must come to the same on all replicas, and their disks are not the same.
@@ -129,6 +130,12 @@ impl Disks {
 
     pub fn is_full(&self) -> bool {
         self.room().free < FULL_BYTES
+    }
+
+    /// Whether this node, as the leader, must not append any more, when so many bytes are under way: what is left is for
+    /// votes, and for the few entries that Raft makes by itself.
+    pub fn is_exhausted(&self, under_way: u64) -> bool {
+        self.room().all < VOTES_BYTES + under_way
     }
 
     pub fn is_nearly_full(&self) -> bool {

@@ -3,11 +3,12 @@
 //! ```text
 //! begin ─ items ─ items ─ … ─ end │ importing: one item at a time becomes state, nothing is kept serialized
 //!                                 │ fetching: bodies that the state refers to and this node lacks, made durable
+//!                                 │ staging: the state as a file under a temporary name, durable
 //!                                 │ installing: openraft truncates; the file is renamed into place; the state is swapped
 //! ```
 //!
-//! Crash safety is in this order: until the rename, what is on disk is the old log and the old snapshot, and some bodies to
-//! which nothing refers, which the next reclaiming removes. After the rename everything that the new state refers to is
+//! Crash safety is in this order: until the rename, what is on disk is the old log and the old snapshot, a file that the
+//! next opening removes, and some bodies to which nothing refers, which the next reclaiming removes. After the rename everything that the new state refers to is
 //! durable.
 //!
 //! Absent on purpose: resuming. An interrupted transmission starts again, but most of the bodies that have come are
@@ -15,8 +16,9 @@
 //! One transmission at a time: a new one ends the one before.
 
 use super::Machine;
-use super::bodies::{Fetcher, Mending};
+use super::bodies::{Fetcher, Mending, Verified};
 use super::messages::{self, Progress, SnapshotBegin, SnapshotItems, SnapshotQuestion};
+use super::payload::StoredMeta;
 use super::peers::Peers;
 use super::publish::Published;
 use super::snapshot::{self, Received, SnapshotData};
@@ -32,7 +34,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Messages of items that wait to be imported.
@@ -67,6 +69,17 @@ struct Transfer {
     progress: watch::Receiver<Progress>,
     /// Ends the install when the transfer is replaced.
     _stop: DropGuard,
+}
+
+impl Transfer {
+    /// How far it is. An install that ended without a word, by a panic, is given up.
+    fn progress(&self) -> io::Result<Progress> {
+        let ended = self.progress.has_changed().is_err();
+        match self.progress.borrow().clone() {
+            Progress::Working { .. } if ended => Err(given_up()),
+            progress => Ok(progress),
+        }
+    }
 }
 
 impl Intake {
@@ -125,7 +138,7 @@ impl Intake {
             // If the importer has ended, its progress says why.
             let _ = items.send(message.body.clone()).await;
         }
-        Ok(current.progress.borrow().clone())
+        current.progress()
     }
 
     async fn question(&self, from: NodeId, message: &Message) -> io::Result<Progress> {
@@ -138,15 +151,19 @@ impl Intake {
                 let _ = items.send(Bytes::new()).await;
             }
         }
-        Ok(current.progress.borrow().clone())
+        current.progress()
     }
 }
 
 fn this(current: &mut Option<Transfer>, from: NodeId, name: u64) -> io::Result<&mut Transfer> {
     match current {
         Some(transfer) if transfer.from == from && transfer.name == name => Ok(transfer),
-        _ => Err(io::Error::other("this snapshot transmission has been given up; start again")),
+        _ => Err(given_up()),
     }
+}
+
+fn given_up() -> io::Error {
+    io::Error::other("this snapshot transmission has been given up; start again")
 }
 
 impl Target {
@@ -170,10 +187,28 @@ impl Target {
         if room < needed.max(bytes + bytes / 8) {
             return Err(io::Error::other("this node's disk is full: there is no room for a snapshot; make room on it"));
         }
-        let received = Received { state, bodies, space };
+        let received = self.stage(begin.meta, state, bodies, space).await?;
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(Box::new(received)) };
         let installed = self.raft.install_full_snapshot(begin.vote.into(), snapshot).await;
         installed.map(|response| response.vote).map_err(io_error)
+    }
+
+    /// Whatever can fail of an install is to fail here: what openraft is told to install it installs, or ends.
+    async fn stage(
+        &self,
+        meta: StoredMeta,
+        state: State,
+        bodies: Verified,
+        space: OwnedMutexGuard<()>,
+    ) -> io::Result<Received> {
+        let log = self.log.clone();
+        // The space goes along: a transmission that replaces this one stages nothing before this has ended.
+        blocking(move || {
+            bodies.check(&log, &state)?;
+            let staged = snapshot::stage(&log, &meta, &state)?;
+            Ok(Received { state, bodies, staged, space })
+        })
+        .await
     }
 
     /// Asks `first`, then the others.
@@ -249,5 +284,25 @@ async fn import(begin: &SnapshotBegin, mut queue: mpsc::Receiver<Bytes>) -> io::
             Ok(importer)
         })
         .await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::messages::SNAPSHOT_PROGRESS;
+
+    #[tokio::test]
+    async fn an_install_that_ended_without_a_word_is_given_up() {
+        let (tell, progress) = watch::channel(Progress::Working { bodies_fetched: 7 });
+        let stop = CancellationToken::new().drop_guard();
+        let transfer = Transfer { from: 1, name: 5, next_sequence: 0, items: None, progress, _stop: stop };
+        let intake = Intake { current: Mutex::new(Some(transfer)) };
+        let question = SnapshotQuestion { transfer: 5 };
+        let question = messages::message(SNAPSHOT_PROGRESS, &question, Bytes::new()).unwrap();
+        assert!(matches!(intake.question(1, &question).await, Ok(Progress::Working { bodies_fetched: 7 })));
+        // As when its task panics.
+        drop(tell);
+        assert!(intake.question(1, &question).await.unwrap_err().to_string().contains("start again"));
     }
 }

@@ -102,8 +102,25 @@ impl Machine {
         tracing::warn!("the newest snapshot is written anew: {damage}");
         let Some((meta, state)) = self.whole() else { return Ok(None) };
         let (log, stored) = (self.log.clone(), meta.clone());
-        self.endings.note(blocking(move || snapshot::write(&log, &stored, &state)).await)?;
+        match blocking(move || snapshot::write(&log, &stored, &state)).await {
+            // Whoever wants to send it finds the damage again, and asks again.
+            Err(e) if is_full(&e) => tracing::warn!("no room for a snapshot in the place of a damaged one: {e}"),
+            written => self.endings.note(written)?,
+        }
         Ok(Some(meta))
+    }
+
+    /// Have it durable that what is applied is committed. A state from a peer leans on the bodies of all that is applied
+    /// here, but the log, which shall let go of what contradicts that state, trusts only what it knows to be committed:
+    /// after a loss of power that may be less.
+    async fn note_applied(&self) -> io::Result<()> {
+        let Some(last) = self.loaded() else { return Ok(()) };
+        if self.log.committed().is_none_or(|committed| committed.index < last.index) {
+            self.log.save_committed(Some(last));
+        }
+        let (done, noted) = completion();
+        self.log.append(Vec::new(), done);
+        durable(noted).await
     }
 
     fn become_loaded(&mut self, meta: &SnapshotMeta, state: State) {
@@ -148,15 +165,17 @@ impl RaftStateMachine<Types> for Machine {
         let (state, space) = match data {
             SnapshotData::OnDisk(source) => (blocking(move || snapshot::adopt(&source, &log)).await?, None),
             SnapshotData::Received(received) => {
-                let Received { state, bodies, space } = *received;
-                let stored = StoredMeta::new(meta.last_log_id.as_ref(), &meta.last_membership);
-                let stored = stored.ok_or_else(|| io::Error::other("a snapshot of nothing"))?;
-                let written = blocking(move || {
+                let Received { state, bodies, staged, space } = *received;
+                if meta.last_log_id.as_ref().map(entry_id) != Some(staged.last()) {
+                    return Err(io::Error::other(format!("a snapshot of {:?} instead of {meta}", staged.last())));
+                }
+                self.note_applied().await?;
+                let placed = blocking(move || {
                     bodies.check(&log, &state)?;
-                    snapshot::write(&log, &stored, &state)?;
+                    log.place_snapshot(staged).map_err(io_error)?;
                     Ok(state)
                 });
-                let state = self.endings.note(written.await)?;
+                let state = self.endings.note(placed.await)?;
                 if let Some(last) = &meta.last_log_id {
                     let (done, purged) = completion();
                     self.log.purge(entry_id(last), done);
@@ -211,8 +230,11 @@ impl RaftSnapshotBuilder<Types> for Builder {
             // The one before stays, and so does what it would have let go: a later try may find room.
             Err(e) if is_full(&e) => {
                 tracing::warn!("no room for a snapshot: {e}");
-                let meta =
-                    snapshot::newest(&self.log)?.map(|meta| meta.snapshot_meta().map_err(io_error)).transpose()?;
+                let newest = match snapshot::newest(&self.log) {
+                    Err(damage) if is_damage(&damage) => None,
+                    newest => newest?,
+                };
+                let meta = newest.map(|meta| meta.snapshot_meta().map_err(io_error)).transpose()?;
                 let snapshot = SnapshotData::OnDisk(self.log.clone());
                 return Ok(Snapshot { meta: meta.unwrap_or_default(), snapshot });
             }

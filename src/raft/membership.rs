@@ -20,7 +20,7 @@ use super::replica::{Replica, ReplicaError};
 use super::types::*;
 use crate::fs::{NodeCommand, Outcome, Reply};
 use crate::net::NodeId;
-use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::errors::{ChangeMembershipError, ClientWriteError, PreconditionFailed, RaftError};
 use openraft::raft::Precondition;
 use openraft::{ChangeMembers, Instant, RaftMetrics};
 use serde::{Deserialize, Serialize};
@@ -133,7 +133,9 @@ struct View {
     own: NodeId,
     configs: Vec<BTreeSet<NodeId>>,
     nodes: BTreeMap<NodeId, Member>,
-    /// The last change of it is committed.
+    /// The entry that made it so.
+    made_by: Option<LogId>,
+    /// That entry is committed.
     settled: bool,
     /// Nodes that answer, this one included.
     alive: BTreeSet<NodeId>,
@@ -297,12 +299,18 @@ impl Replica {
         match change {
             MemberChange::Add { address, name, becomes } => {
                 view.may_add(address, becomes).map_err(MemberError::Refused)?;
-                self.add_member(Member { address: address.to_string(), name, becomes }).await
+                let node = self.allocate().await?;
+                // That took a moment, in which another change may have come in between.
+                let view = self.view(&self.metrics(), None);
+                view.may_add(address, becomes).map_err(MemberError::Refused)?;
+                let member = Member { address: address.to_string(), name, becomes };
+                self.change(&view, ChangeMembers::AddNodes(BTreeMap::from([(node, member)]))).await?;
+                Ok(MemberChanged::Added { node })
             }
             MemberChange::Promote { node } if view.voters().contains(&node) => Ok(MemberChanged::Nothing { node }),
             MemberChange::Promote { node } => {
                 view.may_promote(node).map_err(MemberError::Refused)?;
-                self.change(ChangeMembers::AddVoterIds(BTreeSet::from([node]))).await?;
+                self.change(&view, ChangeMembers::AddVoterIds(BTreeSet::from([node]))).await?;
                 Ok(MemberChanged::Promoted { node })
             }
             MemberChange::Remove { node } => {
@@ -332,17 +340,16 @@ impl Replica {
                 tracing::info!("node {node} has caught up and takes the place of node {old}")
             }
         }
-        self.change(step.change()).await?;
+        self.change(&view, step.change()).await?;
         Ok(true)
     }
 
-    async fn add_member(&self, member: Member) -> Result<MemberChanged, MemberError> {
-        let node = match self.propose_alone(NodeCommand::Allocate).await? {
-            Ok(Reply::Node(node)) => node,
-            other => return Err(MemberError::Refused(format!("no number could be given out: {other:?}"))),
-        };
-        self.change(ChangeMembers::AddNodes(BTreeMap::from([(node, member)]))).await?;
-        Ok(MemberChanged::Added { node })
+    /// The number of a new node.
+    async fn allocate(&self) -> Result<NodeId, MemberError> {
+        match self.propose_alone(NodeCommand::Allocate).await? {
+            Ok(Reply::Node(node)) => Ok(node),
+            other => Err(MemberError::Refused(format!("no number could be given out: {other:?}"))),
+        }
     }
 
     async fn remove_member(&self, view: &View, node: NodeId) -> Result<MemberChanged, MemberError> {
@@ -351,11 +358,11 @@ impl Replica {
         {
             return Err(ReplicaError::NotLeader { leader: Some(leader) }.into());
         }
-        self.change(match view.voters().contains(&node) {
+        let change = match view.voters().contains(&node) {
             true => ChangeMembers::RemoveVoters(BTreeSet::from([node])),
             false => ChangeMembers::RemoveNodes(BTreeSet::from([node])),
-        })
-        .await?;
+        };
+        self.change(view, change).await?;
         Ok(MemberChanged::Removed { node })
     }
 
@@ -369,29 +376,19 @@ impl Replica {
         *passed
     }
 
-    /// Through both steps of a change, if it has two. Guarded by the membership that was looked at.
-    async fn change(&self, change: Changes) -> Result<(), MemberError> {
-        let raft = self.raft().clone();
-        let last_membership_log_id = *self.metrics().membership_config.log_id();
+    /// Through both steps of a change, if it has two. Guarded by the membership that was judged.
+    async fn change(&self, view: &View, change: Changes) -> Result<(), MemberError> {
+        let (raft, last_membership_log_id) = (self.raft().clone(), view.made_by);
         let guard = Precondition::LastMembershipLogId { last_membership_log_id };
         // In a task of its own: both steps are to be done though the asker may go.
         let changed = tokio::spawn(async move { raft.change_membership_if(change, false, [guard]).await });
         match changed.await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(self.why_not(error)),
-            Err(_) => Err(ReplicaError::Unknown.into()),
-        }
-    }
-
-    fn why_not(&self, error: RaftError<Types, ClientWriteError<Types>>) -> MemberError {
-        match error {
-            RaftError::Fatal(fatal) => ReplicaError::Stopped { why: fatal.to_string() }.into(),
-            RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
-                ReplicaError::NotLeader { leader: forward.leader_id.filter(|leader| *leader != self.id()) }.into()
+            Ok(Err(error)) => {
+                let made_by_now = *self.metrics().membership_config.log_id();
+                Err(why_not(error, self.id(), view.made_by, made_by_now))
             }
-            RaftError::APIError(ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)))
-            | RaftError::APIError(ClientWriteError::PreconditionFailed(_)) => MemberError::Refused(UNDER_WAY.into()),
-            RaftError::APIError(other) => MemberError::Refused(other.to_string()),
+            Err(_) => Err(ReplicaError::Unknown.into()),
         }
     }
 
@@ -423,6 +420,7 @@ impl Replica {
         View {
             own,
             configs: membership.get_joint_config().clone(),
+            made_by: *metrics.membership_config.log_id(),
             settled: metrics.committed_membership_config == metrics.membership_config,
             alive: lately.map(|(node, _)| *node).chain([own]).collect(),
             lags: matched.map(|(node, id)| (*node, lag(id))).chain([(own, 0)]).collect(),
@@ -459,114 +457,38 @@ impl Replica {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn set(nodes: &[NodeId]) -> BTreeSet<NodeId> {
-        nodes.iter().copied().collect()
-    }
-
-    /// Node 1 leads; all listed as alive have caught up and started.
-    fn view(voters: &[NodeId], learners: &[(NodeId, Becomes)], alive: &[NodeId]) -> View {
-        let at = |node: NodeId, becomes| (node, Member { becomes, ..Member::at(format!("10.0.0.{node}:7700")) });
-        let voting = voters.iter().map(|node| at(*node, Becomes::Voter));
-        View {
-            own: 1,
-            configs: vec![set(voters)],
-            nodes: voting.chain(learners.iter().map(|(node, becomes)| at(*node, *becomes))).collect(),
-            settled: true,
-            alive: set(alive),
-            lags: alive.iter().map(|node| (*node, 0)).collect(),
-            started: set(alive),
-        }
-    }
-
-    impl View {
-        fn unsettled(self) -> View {
-            View { settled: false, ..self }
-        }
-    }
-
-    fn refused(result: Result<(), String>, with: &str) {
-        let why = result.unwrap_err();
-        assert!(why.contains(with), "{why}");
-    }
-
-    #[test]
-    fn no_removal_leaves_the_cluster_without_a_majority_that_answers() {
-        let five = view(&[1, 2, 3, 4, 5], &[], &[1, 2, 3]);
-        assert_eq!(five.may_remove(4), Ok(()), "a dead one: three of the remaining four answer");
-        refused(five.may_remove(3), "only 2 answer");
-        refused(five.may_remove(3), "start node 4, 5");
-        refused(five.may_remove(9), "the members are 1, 2, 3, 4, 5");
-        refused(view(&[1], &[], &[1]).may_remove(1), "without a voter");
-        assert_eq!(view(&[1], &[(2, Becomes::Learner)], &[1]).may_remove(2), Ok(()), "a learner never counts");
-    }
-
-    #[test]
-    fn a_learner_votes_only_when_it_answers_and_has_caught_up() {
-        let mut with = view(&[1, 2, 3], &[(6, Becomes::Learner)], &[1, 2, 3, 6]);
-        assert_eq!(with.may_promote(6), Ok(()));
-        with.lags.insert(6, LAG_ENTRIES_MAX + 1);
-        refused(with.may_promote(6), "lacks 257 entries");
-        with.lags.remove(&6);
-        refused(with.may_promote(6), "lacks everything");
-        let silent = view(&[1, 2, 3], &[(6, Becomes::Learner)], &[1, 2, 3]);
-        refused(silent.may_promote(6), "does not answer");
-        with.lags.insert(6, 0);
-        with.started.remove(&6);
-        refused(with.may_promote(6), "does not answer");
-        refused(view(&[1, 2], &[(6, Becomes::Learner)], &[1, 6]).may_promote(4), "no member");
-    }
-
-    #[test]
-    fn an_address_belongs_to_one_node_unless_the_new_one_replaces_it() {
-        let three = view(&[1, 2, 3], &[], &[1, 2]);
-        let (taken, free) = ("10.0.0.3:7700".parse().unwrap(), "10.0.0.6:7700".parse().unwrap());
-        assert_eq!(three.may_add(free, Becomes::Voter), Ok(()));
-        refused(three.may_add(taken, Becomes::Voter), "node 3's address");
-        assert_eq!(three.may_add(taken, Becomes::Instead(3)), Ok(()));
-        refused(three.may_add(free, Becomes::Instead(9)), "no member");
-        let replacing = view(&[1, 2, 3], &[(6, Becomes::Instead(3))], &[1, 2]);
-        refused(replacing.may_add("10.0.0.7:7700".parse().unwrap(), Becomes::Instead(3)), "member remove 6");
-    }
-
-    #[test]
-    fn one_change_at_a_time_and_the_leader_finishes_what_was_left_half_done() {
-        let mut joint = view(&[1, 2, 3], &[(6, Becomes::Voter)], &[1, 2, 3, 6]);
-        joint.configs.push(set(&[1, 2, 3, 6]));
-        joint.settled = false;
-        assert_eq!(joint.due(), None, "its first step is not committed yet");
-        refused(view(&[1], &[], &[1]).unsettled().may_add(([10, 0, 0, 9], 1).into(), Becomes::Voter), "under way");
-        joint.settled = true;
-        assert_eq!(joint.due(), Some(Step::Finish));
-        for refusal in
-            [joint.may_remove(2), joint.may_promote(6), joint.may_add(([10, 0, 0, 9], 1).into(), Becomes::Voter)]
+/// Why a change was not made, or not known to be. `judged`: the entry of the membership that was judged; `now`: that of the
+/// membership as it is, perhaps by the first step of this very change.
+fn why_not(
+    error: RaftError<Types, ClientWriteError<Types>>,
+    own: NodeId,
+    judged: Option<LogId>,
+    now: Option<LogId>,
+) -> MemberError {
+    let error = match error {
+        RaftError::Fatal(fatal) => return ReplicaError::Stopped { why: fatal.to_string() }.into(),
+        RaftError::APIError(error) => error,
+    };
+    let under_way = || MemberError::Refused(UNDER_WAY.into());
+    match error {
+        // Appended, and may be committed under another lead.
+        ClientWriteError::LogEntryDiscarded(_) => ReplicaError::Unknown.into(),
+        ClientWriteError::PreconditionFailed(PreconditionFailed::LastMembershipLogIdMismatch { expected, .. })
+            if expected == judged =>
         {
-            refused(refusal, "under way");
+            under_way()
         }
-    }
-
-    #[test]
-    fn the_leader_promotes_who_is_ready_and_puts_a_replacement_in_its_place_in_one_step() {
-        let ready = view(&[1, 2, 3], &[(6, Becomes::Learner), (7, Becomes::Voter)], &[1, 2, 3, 6, 7]);
-        assert_eq!(ready.due(), Some(Step::Promote { node: 7, instead: None }));
-        assert_eq!(view(&[1, 2, 3], &[(7, Becomes::Voter)], &[1, 2, 3]).due(), None, "it does not answer yet");
-        let replacing = view(&[1, 2, 3], &[(7, Becomes::Instead(3))], &[1, 2, 7]);
-        assert_eq!(replacing.due(), Some(Step::Promote { node: 7, instead: Some(3) }));
-        // Of two voters one is dead: with the new one in its place two of two answer.
-        let pair = view(&[1, 2], &[(7, Becomes::Instead(2))], &[1, 7]);
-        assert_eq!(pair.due(), Some(Step::Promote { node: 7, instead: Some(2) }));
-        let gone = view(&[1, 2], &[(7, Becomes::Instead(3))], &[1, 2, 7]);
-        assert_eq!(gone.due(), Some(Step::Promote { node: 7, instead: None }));
-    }
-
-    #[test]
-    fn the_lead_goes_to_the_voter_that_is_furthest_and_answers() {
-        let mut five = view(&[1, 2, 3, 4], &[(6, Becomes::Learner)], &[1, 2, 3, 6]);
-        five.lags.extend([(2, 9), (3, 4), (4, 0)]);
-        assert_eq!(five.heir(), Some(3));
-        assert_eq!(view(&[1, 2], &[], &[1]).heir(), None);
+        ClientWriteError::ForwardToLeader(forward) if now == judged => {
+            ReplicaError::NotLeader { leader: forward.leader_id.filter(|leader| *leader != own) }.into()
+        }
+        ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)) if now == judged => under_way(),
+        // The second step failed: the first is made, and the next leader, or this one, goes on from there.
+        ClientWriteError::ForwardToLeader(_)
+        | ClientWriteError::PreconditionFailed(_)
+        | ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)) => ReplicaError::Unknown.into(),
+        other => MemberError::Refused(other.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

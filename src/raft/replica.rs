@@ -117,7 +117,8 @@ impl Replica {
     /// Stamp and propose; returns after this replica has applied it. If the future is dropped, the outcome is unknown.
     ///
     /// A request or body over the limits is refused as `Invalid` before it is proposed, and so is one that makes the tree
-    /// grow, as `NoSpace`, when too many disks are full ([`disks`](super::disks)).
+    /// grow, as `NoSpace`, when too many disks are full ([`disks`](super::disks)). When even the reserve is used up, nothing
+    /// is proposed.
     pub async fn propose(&self, request: Request, body: Bytes) -> Result<Outcome, ReplicaError> {
         let inner = &self.inner;
         inner.leading()?;
@@ -137,6 +138,9 @@ impl Replica {
             && let Some(refused) = inner.refuse_growth()
         {
             return refused;
+        }
+        if inner.is_exhausted() {
+            return Err(ReplicaError::NotLeader { leader: None });
         }
         stamped.cluster = inner.clock.stamp(leader.term, inner.published.root().cluster_time(), Instant::now());
         stamped.wall = clock::wall();
@@ -400,14 +404,28 @@ impl Inner {
 
     /// What is answered to a command that makes the tree grow instead of proposing it; `None`: nothing is in its way.
     fn refuse_growth(&self) -> Option<Result<Outcome, ReplicaError>> {
-        let under_way = PROPOSED_BYTES_MAX.saturating_sub(self.proposed_bytes.available_permits());
-        match self.disks.judge(&self.voters(), under_way as u64) {
+        match self.disks.judge(&self.voters(), self.under_way()) {
             Verdict::Propose => None,
             Verdict::Refuse => Some(Ok(Err(Refusal::NoSpace))),
             // The keeper sees to that; whoever asks looks for the next leader.
             Verdict::StepAside if self.disks.step_aside() => Some(Err(ReplicaError::NotLeader { leader: None })),
             Verdict::StepAside => Some(Ok(Err(Refusal::NoSpace))),
         }
+    }
+
+    /// Whether this node's log takes nothing any more but votes. Not a refusal: who waits and asks again, as for an unlock
+    /// he must, is served as soon as there is room, or by another leader.
+    fn is_exhausted(&self) -> bool {
+        let is_exhausted = self.disks.is_exhausted(self.under_way());
+        if is_exhausted && self.disks.successor(&self.voters()).is_some() {
+            self.disks.step_aside();
+        }
+        is_exhausted
+    }
+
+    /// Bytes of proposals that Raft is not done with.
+    fn under_way(&self) -> u64 {
+        PROPOSED_BYTES_MAX.saturating_sub(self.proposed_bytes.available_permits()) as u64
     }
 
     /// The log's own words, if it has failed: they name the file.

@@ -7,11 +7,12 @@
 
 use super::Machine;
 use super::bodies::Fetcher;
+use super::ending::storage_error;
 use super::messages::{self, FETCH_STATE, FetchState, FetchedState};
 use super::payload::StoredMeta;
 use super::peers::Peers;
 use super::snapshot;
-use super::store::{blocking, completion, durable, io_error};
+use super::store::{blocking, completion, durable, io_error, is_full};
 use super::types::Types;
 use crate::fs::{Importer, State};
 use crate::log::{Log, StorageError};
@@ -116,6 +117,8 @@ pub async fn fetch_snapshot(log: &Log, peers: &Arc<Peers>, damage: &StorageError
                     tracing::warn!("the state came from node {node}, at entry {index}, because here {damage}");
                     return Ok(());
                 }
+                // Nobody's copy helps, and the damage is not what keeps this node from starting.
+                Err(e) if is_full(&e) => return Err(storage_error(&e).unwrap_or(damage).again()),
                 Err(e) => why = format!("node {node}: {e}"),
             }
         }

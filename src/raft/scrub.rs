@@ -30,6 +30,8 @@ const FIRST_AFTER: Duration = Duration::from_secs(300);
 const PASS_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// Findings of one pass that are kept in full.
 const FINDINGS_MAX: usize = 32;
+/// Missing bodies that are looked up at once.
+const LACKING_MAX: usize = 256;
 /// Files that are named with a finding.
 const FILES_MAX: usize = 3;
 /// How long a new snapshot may take to be built.
@@ -194,24 +196,45 @@ impl Scrubber {
     }
 
     async fn missing_bodies(&self, pass: &Pass, status: &Mutex<ScrubStatus>) {
-        let root = self.target.published.root();
-        let log = self.target.log.clone();
-        let lacking = blocking(move || {
-            let bodies = root.live_bodies(LogIndex(0)).map(|index| index.0);
-            Ok(bodies.filter(|index| !log.has_body(*index)).take(FINDINGS_MAX).collect::<Vec<_>>())
-        });
-        for index in lacking.await.unwrap_or_default() {
-            // It may have been given up and given back since the root was taken.
-            if self.is_wanted(index) {
-                self.found(index, StorageError::NoBody { index }, pass, status).await;
+        let mut from = LogIndex(0);
+        loop {
+            let lacking = self.lacking_bodies(from).await;
+            let Some(last) = lacking.last() else { return };
+            from = LogIndex(last + 1);
+            let counts = |status: &ScrubStatus| (status.mended, status.damaged);
+            let (mended, damaged) = counts(&status.lock());
+            for index in lacking {
+                // It may have been given up and given back since the root was taken.
+                if self.is_wanted(index) {
+                    self.found(index, StorageError::NoBody { index }, pass, status).await;
+                    pace(pass, self.target.log.body_length(index).unwrap_or(0).into()).await;
+                }
+            }
+            let (mended_now, damaged_now) = counts(&status.lock());
+            if pass.mend && mended_now == mended && damaged_now > damaged {
+                // Nobody gives them now: the next pass asks again.
+                return;
             }
         }
+    }
+
+    /// The next bodies that a file refers to and that are not here.
+    async fn lacking_bodies(&self, from: LogIndex) -> Vec<u64> {
+        let (root, log) = (self.target.published.root(), self.target.log.clone());
+        let lacking = blocking(move || {
+            let bodies = root.live_bodies(from).map(|index| index.0);
+            Ok(bodies.filter(|index| !log.has_body(*index)).take(LACKING_MAX).collect())
+        });
+        lacking.await.unwrap_or_default()
     }
 
     async fn found(&self, index: u64, damage: StorageError, pass: &Pass, status: &Mutex<ScrubStatus>) {
         let mended = pass.mend && self.mend(index, &damage).await;
         if !mended && !self.is_wanted(index) {
             return;
+        }
+        if status.lock().is_long() {
+            return status.lock().note(Finding { what: damage.to_string(), files: Vec::new(), mended });
         }
         let root = self.target.published.root();
         let files = blocking(move || Ok(root.files_of_body(LogIndex(index), FILES_MAX))).await.unwrap_or_default();
@@ -261,10 +284,15 @@ impl Scrubber {
 }
 
 impl ScrubStatus {
+    /// No more is told than that something was found.
+    fn is_long(&self) -> bool {
+        self.findings.len() >= FINDINGS_MAX
+    }
+
     fn note(&mut self, finding: Finding) {
         self.damaged += 1;
         self.mended += u64::from(finding.mended);
-        if self.findings.len() < FINDINGS_MAX {
+        if !self.is_long() {
             self.findings.push(finding);
         }
     }

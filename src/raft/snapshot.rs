@@ -8,7 +8,7 @@ use super::payload::{self, StoredMeta};
 use super::store::io_error;
 use crate::codec;
 use crate::fs::{Importer, Item, State};
-use crate::log::{Log, SnapshotReader, StorageError};
+use crate::log::{Log, SnapshotReader, StagedSnapshot, StorageError};
 use bytes::Bytes;
 use std::io;
 use tokio::sync::OwnedMutexGuard;
@@ -17,7 +17,7 @@ use tokio::sync::OwnedMutexGuard;
 pub enum SnapshotData {
     /// The newest one in this log's directory.
     OnDisk(Log),
-    /// One that has come from another node and is not on disk yet.
+    /// One that has come from another node and has not its place on the disk yet.
     Received(Box<Received>),
 }
 
@@ -25,6 +25,8 @@ pub struct Received {
     pub state: State,
     /// Its bodies, all of them here.
     pub bodies: Verified,
+    /// As a file, durable.
+    pub staged: StagedSnapshot,
     /// While it is held, no space is reclaimed: nothing but `state` refers to the new bodies.
     pub space: OwnedMutexGuard<()>,
 }
@@ -34,6 +36,13 @@ pub fn write(log: &Log, meta: &StoredMeta, state: &State) -> io::Result<()> {
     let encoded = payload::encode_formatted("snapshot meta", meta).map_err(io_error)?;
     let mut items = state.export().map(|item| encode(&item));
     log.write_snapshot(meta.last, encoded, &mut items).map_err(io_error)
+}
+
+/// Stream a state that has come from another node into a file that has not its place yet.
+pub fn stage(log: &Log, meta: &StoredMeta, state: &State) -> io::Result<StagedSnapshot> {
+    let encoded = payload::encode_formatted("snapshot meta", meta).map_err(io_error)?;
+    let mut items = state.export().map(|item| encode(&item));
+    log.stage_snapshot(meta.last, encoded, &mut items).map_err(io_error)
 }
 
 pub fn encode(item: &Item) -> Result<Bytes, StorageError> {

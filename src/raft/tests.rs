@@ -102,6 +102,7 @@ async fn openrafts_own_suite() {
     Suite::test_all(Builder).await.unwrap();
 }
 
+mod bodies;
 mod install;
 mod rot;
 

@@ -8,8 +8,10 @@
 
 use super::Failure;
 use crate::fs::LogIndex;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::oneshot;
@@ -76,7 +78,9 @@ impl Shared {
     /// Run rounds until nobody waits. A task of its own, because whoever stood first in line may go away.
     async fn run(self: Arc<Self>) {
         while let Some(batch) = self.next_batch() {
-            let round = (self.start_round)().await;
+            // Had a panic its way, nobody would ever start a round again.
+            let round = AssertUnwindSafe(async { (self.start_round)().await }).catch_unwind().await;
+            let round = round.unwrap_or_else(|_| Err(Failure::Stopped("the confirmation of a read panicked".into())));
             for waiting in batch {
                 // Whoever has gone away does not want it.
                 let _ = waiting.send(round.clone());
@@ -99,7 +103,6 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_util::FutureExt;
     use std::time::Duration;
     use tokio::sync::mpsc;
 
@@ -160,6 +163,17 @@ mod tests {
         let stopped = read(&gate);
         rounds.recv().await.unwrap().send(Err(unlucky.clone())).unwrap();
         assert_eq!(stopped.await.unwrap(), Err(unlucky));
+    }
+
+    #[tokio::test]
+    async fn a_round_that_panics_fails_those_who_waited_for_it_and_nobody_else() {
+        let (gate, mut rounds) = scripted_gate();
+        let unlucky = read(&gate);
+        drop(rounds.recv().await.unwrap());
+        assert!(matches!(unlucky.await.unwrap(), Err(Failure::Stopped(_))));
+        let next = read(&gate);
+        rounds.recv().await.unwrap().send(Ok(LogIndex(3))).unwrap();
+        assert_eq!(next.await.unwrap(), Ok(LogIndex(3)));
     }
 
     #[tokio::test]

@@ -15,6 +15,8 @@ use tokio::time::{sleep, timeout_at};
 const TICK: Duration = Duration::from_secs(1);
 /// Time between two signs of life.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
+/// How long the question for orphans may take: the sign of life waits behind it.
+const ORPHANS_TIME: Duration = Duration::from_secs(2);
 /// How long one sign of life may take.
 const ALIVE_TIME: Duration = Duration::from_nanos(SESSION_TTL_NS / 2);
 
@@ -118,16 +120,15 @@ async fn keep(volume: Weak<Shared>) {
             State::Live(session) => Some(session.id),
             State::Ended => None,
         };
-        let now = Instant::now();
         let closed = match standing {
-            Some(session) => shared.orphans_to_answer(session, &mut after, now + ALIVE_TIME).await,
+            Some(session) => shared.orphans_to_answer(session, &mut after, Instant::now() + ORPHANS_TIME).await,
             None => Vec::new(),
         };
         if standing.is_some() && closed.is_empty() && last_sign.elapsed() < ALIVE_EVERY {
             continue;
         }
         // Without a session this opens one first.
-        let sign = Command::KeepAlive { closed };
+        let (now, sign) = (Instant::now(), Command::KeepAlive { closed });
         match shared.submit(None, Credentials::default(), sign, Bytes::new(), now + ALIVE_TIME).await {
             Ok(_) => last_sign = now,
             Err(failure) => tracing::warn!("cannot keep the session alive, trying again: {failure}"),

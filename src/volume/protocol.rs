@@ -3,9 +3,13 @@
 //! One request enum, one answer enum, encoded as the header of a message; bulk bytes are the message's body. Deadlines
 //! travel as the milliseconds that are left, because clocks differ. Kinds below 64 are `raft`'s.
 
+use super::local::READ_BYTES_MAX;
 use super::{Capacity, Failure, NodeStatus};
 use crate::codec::{self, CodecError};
 use crate::fs::{Answer, Ino, LogIndex, Outcome, Query, Refusal, Request, SessionId};
+use crate::limits::{
+    BODY_BYTES_MAX, DIRECTORY_ANSWER_ENTRIES_MAX, FRAME_HEADER_BYTES_MAX, XATTR_VALUE_BYTES_MAX, XATTRS_BYTES_MAX,
+};
 use crate::net::{Message, NodeId};
 use crate::raft::{MemberChange, MemberChanged, Roster};
 use bytes::Bytes;
@@ -21,6 +25,12 @@ const KIND_TOLD: u8 = KIND_FIRST + 1;
 
 /// Longest time that a node works on one message, whatever its sender would grant.
 const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// What one entry takes in an answer to `ReadDirectory`: a name of full length, and attributes.
+const DIRECTORY_ENTRY_BYTES: usize = 512;
+
+/// What an answer takes beside what was asked for.
+const ANSWER_HEAD_BYTES: usize = 256;
 
 /// How fresh an answer must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,12 +145,43 @@ impl Ask {
         expect_kind("request", message, KIND_ASK)?;
         codec::decode("request", &message.header)
     }
+
+    /// How large the answer may be, in bytes; of those that are always small, 0.
+    pub(super) fn answer_bytes(&self) -> usize {
+        let large = match self {
+            Ask::Read { length, .. } => (*length).min(READ_BYTES_MAX) as usize,
+            Ask::FetchBody { length, .. } => (*length as usize).min(BODY_BYTES_MAX),
+            Ask::Query { query: Query::ReadDirectory { limit, .. }, .. } => {
+                (*limit as usize).min(DIRECTORY_ANSWER_ENTRIES_MAX) * DIRECTORY_ENTRY_BYTES
+            }
+            Ask::Query { query: Query::Xattr { .. }, .. } => XATTR_VALUE_BYTES_MAX,
+            Ask::Query { query: Query::ListXattrs { .. }, .. } => XATTRS_BYTES_MAX,
+            _ => return 0,
+        };
+        large + ANSWER_HEAD_BYTES
+    }
+
+    /// Is this what a node answers, with such a body? `Err`: no, and why.
+    pub(super) fn may_be_asked(&self, body: &Bytes) -> Result<(), &'static str> {
+        match self {
+            // One piece for each extent of a file, however many: a node asks itself, for no more than one read.
+            Ask::Query { query: Query::Content { .. }, .. } => Err("where the bytes of a file are is not told"),
+            Ask::Propose { .. } | Ask::Submit { .. } => Ok(()),
+            _ if !body.is_empty() => Err("such a request has no body"),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Told {
-    /// An answer that cannot be encoded (it would be too large) becomes a refusal with the reason.
+    /// An answer that cannot be encoded becomes a refusal with the reason; one that is too large a failure, because it is
+    /// so at every node.
     pub(super) fn message(&self, body: Bytes) -> Message {
         match codec::encode("answer", self) {
+            Ok(header) if header.len() > FRAME_HEADER_BYTES_MAX => {
+                let why = format!("the answer has {} bytes, {FRAME_HEADER_BYTES_MAX} can be sent", header.len());
+                Told::Failed(Failure::Damaged(why)).message(Bytes::new())
+            }
             Ok(header) => Message { kind: KIND_TOLD, header: header.into(), body },
             Err(e) => Message::refused(e.to_string()),
         }
@@ -167,4 +208,41 @@ pub(super) fn wait_ms(deadline: Instant) -> u32 {
 /// The deadline of a message that has just arrived.
 pub(super) fn deadline(wait_ms: u32) -> Instant {
     Instant::now() + Duration::from_millis(wait_ms.into()).min(WAIT_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn query(query: Query) -> Ask {
+        Ask::Query { query, freshness: Freshness::Nearest, wait_ms: 0 }
+    }
+
+    #[test]
+    fn what_may_have_a_large_answer_says_so_and_what_would_have_an_endless_one_is_refused() {
+        let read = |length| Ask::Read { ino: Ino(2), offset: 0, length, freshness: Freshness::Nearest, wait_ms: 0 };
+        assert_eq!(
+            [100, u32::MAX].map(|length| read(length).answer_bytes()),
+            [100, READ_BYTES_MAX as usize].map(|n| n + ANSWER_HEAD_BYTES)
+        );
+        let directory = query(Query::ReadDirectory { ino: Ino::ROOT, after: 0, limit: u32::MAX });
+        assert_eq!(directory.answer_bytes(), DIRECTORY_ANSWER_ENTRIES_MAX * DIRECTORY_ENTRY_BYTES + ANSWER_HEAD_BYTES);
+        let (none, some) = (Bytes::new(), Bytes::from_static(b"for nothing"));
+        let content = query(Query::Content { ino: Ino(2), offset: 0, length: u64::MAX });
+        let cases = [(&content, &none), (&Ask::Changed { seen: LogIndex(0), wait_ms: 60_000 }, &some)];
+        for (ask, body) in cases {
+            assert!(ask.may_be_asked(body).is_err(), "{ask:?}");
+        }
+        for ask in [read(1), directory] {
+            assert_eq!(ask.may_be_asked(&none), Ok(()));
+        }
+    }
+
+    #[test]
+    fn an_answer_that_no_frame_can_carry_becomes_a_failure_that_can() {
+        let large = Answer::Bytes(Bytes::from(vec![b'x'; FRAME_HEADER_BYTES_MAX]));
+        let message = Told::Answer(Ok(large)).message(Bytes::new());
+        assert!(message.header.len() <= FRAME_HEADER_BYTES_MAX);
+        assert!(matches!(Told::from_message(&message), Ok(Told::Failed(Failure::Damaged(_)))));
+    }
 }

@@ -5,9 +5,10 @@
 //!
 //! The nodes that there are are asked for from time to time, so that a mount outlives all that it was told of at first.
 //!
-//! Decision: the first address is home, the node on our own machine as a rule, and is gone back to after a while. Cost: if
-//! it is still down, one try in [`HOMESICK_TIME`] fails first. A node that lives and hears of no leader says so after a
-//! while, so that its clients look for one that does.
+//! Decision: the first address is home, the node on our own machine as a rule, and is gone back to after a while: when it
+//! has answered a question of nobody's, because a node that hangs with its connections open costs each call that is sent
+//! there the time of a try. A node that lives and hears of no leader says so after a while, so that its clients look for
+//! one that does.
 
 use super::forward::{Lane, Links, Pauses, told};
 use super::protocol::{Ask, Freshness, Head, Told, Verdict, wait_ms};
@@ -25,8 +26,10 @@ use tokio::time::{sleep, sleep_until, timeout_at};
 
 /// How long one node may work on one message before the next one is tried: longer than an election.
 const TRY_TIME: Duration = Duration::from_secs(8);
-/// How long after home has failed it is tried again.
+/// How long after home has failed it is asked whether it is well again.
 const HOMESICK_TIME: Duration = Duration::from_secs(5);
+/// How long it may take to say so.
+const WELL_TIME: Duration = Duration::from_secs(1);
 /// How often a volume asks who the members are.
 const MEMBERS_EVERY: Duration = Duration::from_secs(1);
 /// How long one of these questions may take.
@@ -53,7 +56,7 @@ struct Away {
     addresses: Vec<SocketAddr>,
     /// Position of the address in use; 0 is home.
     at: usize,
-    /// When home failed last.
+    /// When home failed last, or was last asked and was not well.
     since: Instant,
     /// Where we came home from: that is gone back to if home fails again.
     refuge: Option<SocketAddr>,
@@ -300,12 +303,27 @@ impl Client {
     }
 
     fn address(&self) -> SocketAddr {
-        let mut away = self.inner.away.lock();
-        if away.at != 0 && away.since.elapsed() >= HOMESICK_TIME {
-            away.refuge = Some(away.addresses[away.at]);
-            away.at = 0;
-        }
+        let away = self.inner.away.lock();
         away.addresses[away.at]
+    }
+
+    /// If we have been away for a while, go home, if it is well.
+    async fn look_home(&self) {
+        let Some(home) = self.inner.away.lock().homesick() else { return };
+        let well = self.is_well(home).await;
+        let mut away = self.inner.away.lock();
+        match away.homesick() {
+            Some(still) if still == home && well => away.go_home(),
+            _ => away.since = Instant::now(),
+        }
+    }
+
+    /// Does this node hear of a leader, and has it applied what the leader has?
+    async fn is_well(&self, node: SocketAddr) -> bool {
+        let ask =
+            |until| Ask::Query { query: Query::Usage, freshness: Freshness::Linearizable, wait_ms: wait_ms(until) };
+        let until = Instant::now() + WELL_TIME;
+        matches!(self.try_until(node, until, until, &Bytes::new(), ask).await, Ok((Told::Answer(Ok(_)), _)))
     }
 
     /// The node at this address has failed: use the next one, unless another call has seen to that already.
@@ -326,6 +344,18 @@ impl Client {
             next = away.addresses.iter().position(|address| Some(*address) == refuge).unwrap_or(next);
         }
         away.at = next;
+    }
+}
+
+impl Away {
+    /// Where home is, if we have been away from it for a while.
+    fn homesick(&self) -> Option<SocketAddr> {
+        (self.at != 0 && self.since.elapsed() >= HOMESICK_TIME).then(|| self.addresses[0])
+    }
+
+    fn go_home(&mut self) {
+        self.refuge = Some(self.addresses[self.at]);
+        self.at = 0;
     }
 }
 
@@ -352,15 +382,17 @@ fn whom_to_ask(given: &[SocketAddr], members: &BTreeSet<SocketAddr>) -> Vec<Sock
     }
 }
 
-/// Keep a client's addresses those of the members, as long as it is there.
+/// Keep a client's addresses those of the members, and bring it home when it can be, as long as it is there.
 async fn follow_members(client: Weak<Inner>) {
     loop {
         sleep(MEMBERS_EVERY).await;
         let Some(inner) = client.upgrade() else { return };
-        match (Client { inner: inner.clone() }).members(Instant::now() + MEMBERS_TIME).await {
+        let client = Client { inner: inner.clone() };
+        match client.members(Instant::now() + MEMBERS_TIME).await {
             Ok(members) if !members.is_empty() => inner.learn(&members.into_values().collect()),
             _ => {}
         }
+        client.look_home().await;
     }
 }
 
@@ -371,6 +403,64 @@ fn unexpected(told: &Told) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::Usage;
+    use crate::net::{Caller, Handler, Message, Server};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+    use tokio_util::sync::{CancellationToken, DropGuard};
+
+    /// A node that answers, or hangs with its connections open.
+    #[derive(Default)]
+    struct Fickle {
+        hangs: AtomicBool,
+        asked: AtomicUsize,
+    }
+
+    impl Handler for Fickle {
+        fn handle(&self, _: &Caller, _: Message) -> impl Future<Output = Message> + Send + 'static {
+            self.asked.fetch_add(1, SeqCst);
+            let hangs = self.hangs.load(SeqCst);
+            async move {
+                if hangs {
+                    std::future::pending::<()>().await;
+                }
+                Told::Answer(Ok(Answer::Usage(Usage { inodes: 1, bytes: 0 }))).message(Bytes::new())
+            }
+        }
+    }
+
+    impl Fickle {
+        async fn start() -> (SocketAddr, Arc<Fickle>, DropGuard) {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let (address, node, stop) =
+                (listener.local_addr().unwrap(), Arc::<Fickle>::default(), CancellationToken::new());
+            let own = Identity { cluster: uuid::Uuid::nil(), node: Some(1), start: Start::default(), keys: None };
+            tokio::spawn(Server::run(listener, own, node.clone(), stop.clone()));
+            (address, node, stop.drop_guard())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_home_that_hangs_is_gone_back_to_when_it_answers_and_no_call_is_risked_before() {
+        let ((at_home, home, _home), (refuge, _, _refuge)) = (Fickle::start().await, Fickle::start().await);
+        let client = Client::new(vec![at_home, refuge], uuid::Uuid::nil()).unwrap();
+        let time_passes = || client.inner.away.lock().since -= HOMESICK_TIME;
+        let query = || client.query(&Query::Usage, Freshness::Linearizable, Instant::now() + 4 * TRY_TIME);
+        home.hangs.store(true, SeqCst);
+        client.leave(at_home);
+        time_passes();
+        assert!(matches!(query().await, Ok(Ok(_))));
+        assert_eq!(home.asked.load(SeqCst), 0);
+        client.look_home().await;
+        assert_eq!((client.address(), home.asked.load(SeqCst)), (refuge, 1));
+        home.hangs.store(false, SeqCst);
+        client.look_home().await;
+        assert_eq!((client.address(), home.asked.load(SeqCst)), (refuge, 1), "not again at once");
+        time_passes();
+        client.look_home().await;
+        assert_eq!(client.address(), at_home);
+        client.leave(at_home);
+        assert_eq!(client.address(), refuge);
+    }
 
     #[test]
     fn members_that_came_are_asked_and_those_that_went_are_asked_last() {
@@ -385,7 +475,7 @@ mod tests {
         let client = Client::new([2, 1, 3].map(at).into(), uuid::Uuid::nil()).unwrap();
         client.leave(at(2));
         client.leave(at(1));
-        client.inner.away.lock().since -= HOMESICK_TIME;
+        client.inner.away.lock().go_home();
         assert_eq!(client.address(), at(2), "home again");
         client.leave(at(2));
         assert_eq!(client.address(), at(3), "and back to where it was");

@@ -54,9 +54,17 @@ impl Server {
                 Ok(ask) => ask,
                 Err(e) => return Message::refused(e.to_string()),
             };
+            if let Err(why) = ask.may_be_asked(&message.body) {
+                return Message::refused(why);
+            }
             let (told, body) = server.answer(from, ask, message.body).await;
             told.message(body)
         }
+    }
+
+    /// Bytes that the answer to this message may have; of what is small, 0. (See [`Handler`](crate::net::Handler).)
+    pub fn answer_bytes(&self, message: &Message) -> usize {
+        Ask::from_message(message).map_or(0, |ask| ask.answer_bytes())
     }
 
     async fn answer(&self, from: Option<NodeId>, ask: Ask, body: Bytes) -> (Told, Bytes) {

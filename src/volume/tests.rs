@@ -34,12 +34,14 @@ struct Inner {
     cluster_time: ClusterTime,
     fates: Vec<Fate>,
     held: Vec<(Request, Bytes)>,
+    /// Questions for orphans are not answered.
+    orphans_hang: bool,
 }
 
 impl Cluster {
     fn new() -> Cluster {
-        let (bodies, fates, held) = Default::default();
-        let inner = Inner { state: State::new(), bodies, cluster_time: ClusterTime(1), fates, held };
+        let (bodies, fates, held, orphans_hang) = Default::default();
+        let inner = Inner { state: State::new(), bodies, cluster_time: ClusterTime(1), fates, held, orphans_hang };
         Cluster { inner: Arc::new(Mutex::new(inner)) }
     }
 
@@ -123,9 +125,11 @@ impl Handler for Cluster {
             }
             Ask::Query { query, .. } => Some((Told::Answer(self.inner.lock().state.answer(&query)), Bytes::new())),
             Ask::Read { ino, offset, length, .. } => Some(self.read(ino, offset, length)),
+            Ask::Orphans { .. } if self.inner.lock().orphans_hang => None,
             Ask::Orphans { session, after } => {
                 Some((Told::Orphans(self.inner.lock().state.orphans_of(session, after, 100)), Bytes::new()))
             }
+            Ask::Members => Some((Told::Members(BTreeMap::new()), Bytes::new())),
             other => panic!("{other:?}"),
         };
         async move {
@@ -312,6 +316,23 @@ async fn an_open_file_outlives_its_name_until_its_last_close() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(!holder.opened(ino));
+}
+
+#[tokio::test]
+async fn a_session_is_kept_alive_although_the_question_for_orphans_is_not_answered() {
+    let cluster = Cluster::new();
+    let (address, _guard) = cluster.serve().await;
+    let volume = client(&[address]);
+    volume.session(later()).await.unwrap();
+    cluster.inner.lock().orphans_hang = true;
+    let opened = cluster.inner.lock().state.applied();
+    let alive = async {
+        while cluster.inner.lock().state.applied() == opened {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    // Nothing else applies anything here.
+    assert!(tokio::time::timeout(Duration::from_nanos(SESSION_TTL_NS), alive).await.is_ok());
 }
 
 #[tokio::test]

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+/// Also after a new build has taken its place.
+pub const THIS_PROGRAM: &str = "/proc/self/exe";
+
 /// What a client is told, as JSON on its command line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Orders {
@@ -22,8 +25,18 @@ pub struct Orders {
     pub seed: u64,
     pub history: PathBuf,
     pub started: Nanos,
+    /// Until this file is there, the nodes' clocks may be wrong.
+    pub clocks_are_right: Option<PathBuf>,
     /// Pauses are so many times as long.
     pub ease: u64,
+}
+
+/// The wall clocks of the nodes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Clocks {
+    Right,
+    Wrong,
+    RightAgain,
 }
 
 /// One thread of a client: one process of the history.
@@ -58,6 +71,15 @@ impl Player<'_> {
             let now = left.min(100);
             std::thread::sleep(Duration::from_millis(now));
             left -= now;
+        }
+    }
+
+    /// Whether what a node's wall clock says can be counted on, and whether it could not be before.
+    pub fn clocks(&self) -> Clocks {
+        match &self.orders.clocks_are_right {
+            None => Clocks::Right,
+            Some(file) if file.exists() => Clocks::RightAgain,
+            Some(_) => Clocks::Wrong,
         }
     }
 

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 pub const NODES: u64 = 5;
+/// Where one more node may be for a while.
+pub const GUEST: u64 = NODES + 1;
 const PORT: u16 = 7700;
 /// For anything that the cluster should come to by itself: it tells a hang from a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -155,13 +157,17 @@ impl Cluster {
     }
 
     pub fn start_node(&mut self, id: u64) -> Result<(), String> {
-        let data = self.data(id).display().to_string();
-        let words = ["serve", "--data", &data, "--insecure-no-tls"].map(String::from);
-        let process = self.spawn(id, "node", &words, true)?;
+        let process = self.serve(id, &self.data(id))?;
         let node = self.node_mut(id);
         node.process = Some(process);
         node.ended = None;
         Ok(())
+    }
+
+    /// A node at this place.
+    pub fn serve(&self, place: u64, data: &Path) -> Result<Child, String> {
+        let words = ["serve", "--data", &data.display().to_string(), "--insecure-no-tls"].map(String::from);
+        self.spawn(place, "node", &words, true)
     }
 
     /// The node beside it first, then the others.
@@ -331,9 +337,9 @@ impl Cluster {
         host::try_run(&all)
     }
 
-    /// `keelfs check` over all nodes: the JSON that it prints, or what was wrong.
-    pub fn check(&self) -> Result<Value, String> {
-        let told = self.keelfs(&["check", "--json", "--timeout", "60s", "--node", &self.addresses_but(0)])?;
+    /// `keelfs check` over these nodes: the JSON that it prints, or what was wrong.
+    pub fn check(&self, nodes: &str) -> Result<Value, String> {
+        let told = self.keelfs(&["check", "--json", "--timeout", "60s", "--node", nodes])?;
         serde_json::from_str(&told).map_err(|e| format!("keelfs check printed no JSON: {e}: {told}"))
     }
 
@@ -344,10 +350,15 @@ impl Cluster {
         ended.collect()
     }
 
+    /// All that a node has said.
+    pub fn words(&self, id: u64) -> String {
+        let text = fs::read(self.setup.directory.join(format!("node{id}.log"))).unwrap_or_default();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
     /// The end of a node's log file.
     pub fn last_words(&self, id: u64) -> String {
-        let text = fs::read(self.setup.directory.join(format!("node{id}.log"))).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
+        let text = self.words(id);
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(4)..].join("\n")
     }

@@ -145,14 +145,20 @@ pub struct Record {
     pub bytes: u64,
 }
 
-/// The last segment of a stopped node's log, and its records in order. Found by their magic and the segment's number,
-/// as the layout in `src/log/format.rs` has it; checksums are not looked at.
-pub fn last_segment(log: &Path) -> Result<(PathBuf, Vec<Record>), String> {
+/// The segments of a stopped node's log, in order.
+pub fn segments(log: &Path) -> Result<Vec<PathBuf>, String> {
     let entries = fs::read_dir(log).map_err(|e| format!("cannot list {}: {e}", log.display()))?;
     let paths = entries.flatten().map(|entry| entry.path());
-    let segments = paths.filter(|path| path.extension().is_some_and(|extension| extension == "seg"));
-    let path = segments.max().ok_or_else(|| format!("no segment in {}", log.display()))?;
-    let bytes = fs::read(&path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+    let mut segments: Vec<PathBuf> =
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == "seg")).collect();
+    segments.sort();
+    if segments.is_empty() { Err(format!("no segment in {}", log.display())) } else { Ok(segments) }
+}
+
+/// The records of a segment, in order. Found by their magic and the segment's number, as the layout in `src/log/format.rs`
+/// has it; checksums are not looked at.
+pub fn records_of(path: &Path) -> Result<Vec<Record>, String> {
+    let bytes = fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
     let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap_or_default());
     let sequence = number(12);
     let mut records = Vec::new();
@@ -168,7 +174,7 @@ pub fn last_segment(log: &Path) -> Result<(PathBuf, Vec<Record>), String> {
             at += 64;
         }
     }
-    if records.is_empty() { Err(format!("no record in {}", path.display())) } else { Ok((path, records)) }
+    if records.is_empty() { Err(format!("no record in {}", path.display())) } else { Ok(records) }
 }
 
 /// Let a write have ended in the middle of a record: nothing of the file from there on.

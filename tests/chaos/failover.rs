@@ -103,7 +103,7 @@ pub fn measure(kills: usize, setup: Setup, network: &Rc<Network>) -> Result<(), 
 }
 
 fn start(directory: &Path, log: &Path) -> Result<Child, String> {
-    let mut command = Command::new(crate::run::THIS_PROGRAM);
+    let mut command = Command::new(crate::client::THIS_PROGRAM);
     command.arg("writer").arg(directory).arg(log).stdin(Stdio::piped());
     command.spawn().map_err(|e| format!("cannot start the writer: {e}"))
 }

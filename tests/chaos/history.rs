@@ -79,6 +79,12 @@ pub enum Call {
         file: String,
         ttl_s: u64,
     },
+    /// To end at a time of the wall clock, which is `due` here.
+    ExpireAt {
+        file: String,
+        unix_s: u64,
+        due: Nanos,
+    },
     IsThere {
         file: String,
     },

@@ -3,11 +3,14 @@
 //! All nodes hold one content at one index. Requests are replayed by session and sequence, each takes effect once; the
 //! entries that clients caused stand in the order of time, and what reads saw lies between. Linear in the length of the
 //! log, where the other judge searches; but it trusts the log, which the other does not.
+//!
+//! Of a log that has given its beginning to a snapshot, only some can be judged: what began after a client had seen a version
+//! of the entries that are left. All requests of such a call, also repeated ones, are among these.
 
-use crate::history::{Answer, Call, History, Op};
+use crate::history::{Answer, Call, History, Nanos, Op};
 use crate::workload::against_time;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
@@ -60,7 +63,12 @@ pub fn compare(logs: &[(u64, Printed)], agreed: u64) -> Vec<String> {
 /// What the entries did to registers and appended records.
 #[derive(Default)]
 struct Replay {
+    /// The first entry that is left, if others were in front of it.
+    begins_at: Option<u64>,
+    /// By session opened in front of that: requests from here on are none that stood there too.
+    sure_from: BTreeMap<u64, u64>,
     sessions: BTreeMap<u64, Session>,
+    ended: BTreeSet<u64>,
     cluster_ns: u64,
     /// Version and value of each inode that was written.
     versions: BTreeMap<u64, u64>,
@@ -68,8 +76,22 @@ struct Replay {
     values: BTreeMap<u64, (u64, Option<u64>)>,
     current: BTreeMap<u64, u64>,
     records: BTreeMap<String, u64>,
+    /// Values of which it is not known whether they were written where they stand.
+    doubtful: BTreeSet<u64>,
     wrong: Vec<String>,
     repeated: usize,
+}
+
+/// What a log says of a history.
+#[derive(Default)]
+pub struct Verdict {
+    pub wrong: Vec<String>,
+    /// Requests that came more than once.
+    pub repeated: usize,
+    /// Where the log begins, if that is not its beginning.
+    pub begins_at: Option<u64>,
+    /// Calls that were held against it.
+    pub judged: usize,
 }
 
 #[derive(Default)]
@@ -79,21 +101,51 @@ struct Session {
     done: BTreeMap<u64, String>,
 }
 
-/// The violations, and how many requests came more than once.
-pub fn check(log: &Printed, agreed: u64, history: &History) -> (Vec<String>, usize) {
-    let mut replay = Replay::default();
-    let whole = log.keys().next().is_some_and(|first| *first <= 1);
+pub fn check(log: &Printed, agreed: u64, history: &History) -> Verdict {
+    let begins_at = log.keys().next().copied().filter(|first| *first > 1);
+    let mut replay = Replay { begins_at, ..Replay::default() };
+    let mut entries = Vec::new();
     for (index, line) in log.range(..=agreed) {
-        match serde_json::from_str(line) {
-            Ok(entry) => replay.entry(*index, &entry),
+        match serde_json::from_str::<Value>(line) {
+            Ok(entry) => entries.push((*index, entry)),
             Err(error) => replay.wrong.push(format!("entry {index} is no JSON: {error}")),
         }
     }
-    // Of a log that begins later, nothing is known of the sessions and versions in front of it.
-    if whole {
-        replay.judge(history);
+    let reached = reached(begins_at, history);
+    let judged: Vec<&Op> = history.ops.iter().filter(|op| op.begin >= reached).collect();
+    if begins_at.is_some() {
+        replay.sure_from = sure_from(&entries, &judged);
     }
-    (replay.wrong, replay.repeated)
+    entries.iter().for_each(|(index, entry)| replay.entry(*index, entry));
+    replay.judge(&judged);
+    Verdict { wrong: replay.wrong, repeated: replay.repeated, begins_at, judged: judged.len() }
+}
+
+/// Of each session the first request of these calls: it numbers its requests as they come, so all from there on are as
+/// young, and no repetitions of what stood in front of the log.
+fn sure_from(entries: &[(u64, Value)], judged: &[&Op]) -> BTreeMap<u64, u64> {
+    let young: BTreeSet<u64> = judged.iter().filter_map(|op| written_by(op)).collect();
+    let mut first = BTreeMap::new();
+    for (_, entry) in entries {
+        let value = register_value(&unhex(entry["body"].as_str().unwrap_or_default()));
+        if let (Some(session), Some(sequence)) = (entry["session"].as_u64(), entry["sequence"].as_u64())
+            && value.is_some_and(|value| young.contains(&value))
+        {
+            let known = first.entry(session).or_insert(sequence);
+            *known = sequence.min(*known);
+        }
+    }
+    first
+}
+
+/// When the log had certainly reached the entry that is the first that is left.
+fn reached(begins_at: Option<u64>, history: &History) -> Nanos {
+    let Some(first) = begins_at else { return 0 };
+    let seen = |op: &Op| match op.answer() {
+        Some(Answer::Value(_, Some(version))) => *version >= first,
+        _ => false,
+    };
+    history.ops.iter().filter(|op| seen(op)).map(Op::ended).min().unwrap_or(Nanos::MAX)
 }
 
 impl Replay {
@@ -109,6 +161,9 @@ impl Replay {
             return self.without_session(index, command);
         }
         let now = self.cluster_ns;
+        if self.begins_at.is_some_and(|first| session < first) && !self.ended.contains(&session) {
+            self.sessions.entry(session).or_default();
+        }
         // Of a session that has ended nothing is carried out.
         let Some(known) = self.sessions.get_mut(&session) else { return };
         known.last_seen = now;
@@ -125,9 +180,15 @@ impl Replay {
             return;
         }
         if command == "CloseSession" {
-            self.sessions.remove(&session);
+            self.end(session);
         }
-        self.carry_out(index, command, entry["body"].as_str().unwrap_or_default());
+        let bytes = unhex(entry["body"].as_str().unwrap_or_default());
+        match self.begins_at.is_none_or(|first| session >= first)
+            || self.sure_from.get(&session).is_some_and(|from| sequence >= *from)
+        {
+            true => self.carry_out(index, command, &bytes),
+            false => self.carry_out_perhaps(command, &bytes),
+        }
     }
 
     fn without_session(&mut self, index: u64, command: &Value) {
@@ -139,19 +200,37 @@ impl Replay {
             let silent = |known: &Session| {
                 Some(known.last_seen) == seen && known.last_seen.saturating_add(SESSION_TTL_NS) <= self.cluster_ns
             };
-            if self.sessions.get(&session).is_some_and(silent) {
-                self.sessions.remove(&session);
+            // One that was opened in front of the log and is silent in it may have ended or not, and sends nothing more.
+            let is_forgotten = self.begins_at.is_some_and(|first| session < first);
+            if self.sessions.get(&session).map_or(is_forgotten, silent) {
+                self.end(session);
             }
         }
     }
 
-    fn carry_out(&mut self, index: u64, command: &Value, body: &str) {
-        let bytes = unhex(body);
+    fn end(&mut self, session: u64) {
+        self.sessions.remove(&session);
+        self.ended.insert(session);
+    }
+
+    /// A request that may have stood in front of the log as well: what it was to change is not known until the next one.
+    fn carry_out_perhaps(&mut self, command: &Value, bytes: &[u8]) {
+        let fields = command.as_object().and_then(|object| object.values().next());
+        let Some(ino) = fields.and_then(|fields| fields["ino"].as_u64()) else { return };
+        self.versions.remove(&ino);
+        self.current.remove(&ino);
+        self.doubtful.extend(register_value(bytes));
+    }
+
+    fn carry_out(&mut self, index: u64, command: &Value, bytes: &[u8]) {
         let Some((verb, fields)) = command.as_object().and_then(|object| object.iter().next()) else { return };
         let Some(ino) = fields["ino"].as_u64() else { return };
         match verb.as_str() {
+            "Replace" if self.begins_at.is_some() && !self.versions.contains_key(&ino) => {
+                self.doubtful.extend(register_value(bytes));
+            }
             "Replace" if self.versions.get(&ino).copied().unwrap_or(0) != fields["expected"].as_u64().unwrap_or(0) => {}
-            "Write" | "Replace" => self.written(index, ino, register_value(&bytes)),
+            "Write" | "Replace" => self.written(index, ino, register_value(bytes)),
             "Append" => {
                 self.versions.insert(ino, index);
                 if let Some(record) = bytes.split(|byte| *byte == b' ').next()
@@ -182,11 +261,12 @@ impl Replay {
         }
     }
 
-    fn judge(&mut self, history: &History) {
+    fn judge(&mut self, judged: &[&Op]) {
         let mut by_index: BTreeMap<u64, &Op> = BTreeMap::new();
         let mut wrong = Vec::new();
-        for op in &history.ops {
+        for op in judged {
             let index = match &op.call {
+                Call::Cas { value, .. } if self.doubtful.contains(value) => continue,
                 Call::Write { value, .. } | Call::Cas { value, .. } => self.values.get(value).map(|(index, _)| *index),
                 Call::Append { record, .. } => self.records.get(record).copied(),
                 _ => continue,
@@ -202,18 +282,23 @@ impl Replay {
         if let Some((before, after)) = against_time(by_index.values().copied()) {
             wrong.push(format!("{after:?} had ended before {before:?} began, and stands behind it in the log"));
         }
-        let reads = history.ops.iter().filter_map(|op| self.misread(op, &by_index));
+        let later: BTreeSet<u64> = judged.iter().filter_map(|op| written_by(op)).collect();
+        let reads = judged.iter().filter_map(|op| self.misread(op, &by_index, &later));
         wrong.extend(reads);
         self.wrong.extend(wrong);
     }
 
     /// A read that saw a value before it was written, or after another write had ended.
-    fn misread(&self, read: &Op, by_index: &BTreeMap<u64, &Op>) -> Option<String> {
+    fn misread(&self, read: &Op, by_index: &BTreeMap<u64, &Op>, later: &BTreeSet<u64>) -> Option<String> {
         let Some(Answer::Value(value, version)) = read.answer() else { return None };
-        if *value < VALUE_MIN {
+        if *value < VALUE_MIN || self.doubtful.contains(value) {
             return None;
         }
         let Some((index, overwritten)) = self.values.get(value) else {
+            // It may stand in front of the log, unless the call that wrote it began behind that.
+            if self.begins_at.is_some() && !later.contains(value) {
+                return None;
+            }
             return Some(format!("the log has not what this read saw: {read:?}"));
         };
         if version.is_some_and(|version| version != *index) {
@@ -223,6 +308,13 @@ impl Replay {
         let next = overwritten.and_then(|next| by_index.get(&next)).filter(|next| next.ended() < read.begin);
         let early = writer.map(|writer| format!("{read:?} saw what {writer:?} was yet to write"));
         early.or_else(|| next.map(|next| format!("{read:?} saw what {next:?} had overwritten")))
+    }
+}
+
+fn written_by(op: &Op) -> Option<u64> {
+    match &op.call {
+        Call::Write { value, .. } | Call::Cas { value, .. } => Some(*value),
+        _ => None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! One run: a new cluster, clients, a nemesis, healing, and all judges.
 
-use crate::client::Orders;
+use crate::client::{Orders, THIS_PROGRAM};
 use crate::cluster::{Cluster, NODES, Setup, wait};
 use crate::dice::Dice;
 use crate::finals::Finals;
@@ -10,6 +10,7 @@ use crate::logcheck;
 use crate::nemesis::{Needs, Nemesis, Scene};
 use crate::workload::{self, Workload};
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
@@ -21,11 +22,22 @@ const WARM_UP: Duration = Duration::from_secs(3);
 const COOL_DOWN: Duration = Duration::from_secs(4);
 /// How long expiries may be late at the end, when all is well.
 const EXPIRY_LIMIT: Duration = Duration::from_secs(60);
-/// A run in which less succeeds says nothing: so many calls for each second of it.
+/// Files of the last phase, in which the clocks are right again, are to end in it.
+const COOL_DOWN_OF_CLOCKS: Duration = Duration::from_secs(9);
+/// A run in which less succeeds says nothing: so many calls for each second of its episodes, the peace between them not
+/// counted.
 const CALLS_PER_SECOND_MIN: u64 = 8;
-/// Also after a new build has taken its place.
-pub const THIS_PROGRAM: &str = "/proc/self/exe";
+/// The same for faults that stop all service; here the peace behind each episode is counted.
+const CALLS_PER_SECOND_OF_OUTAGES_MIN: u64 = 1;
+/// So many expiries by the wall clock are demanded where that was wrong before.
+const EXPIRIES_BY_CLOCK_MIN: usize = 3;
+/// Calls that a log must judge which has given its beginning away.
+const JUDGED_BY_LOG_MIN: usize = 100;
 const DEFAULT_TIMEOUT_S: u64 = 30;
+/// Kinds of work in one run.
+const WORKLOADS: usize = 5;
+/// A file that is there when no clock is wrong any more.
+const CLOCKS_ARE_RIGHT: &str = "clocks-are-right";
 
 pub struct Plan {
     pub seed: u64,
@@ -41,6 +53,10 @@ pub struct Plan {
 #[derive(Default)]
 pub struct Report {
     pub ok: u64,
+    /// Of these, those that ended while the nemesis was at work.
+    pub under_fault: u64,
+    /// When the nemesis was at work, episode by episode.
+    pub struck: Vec<Range<Nanos>>,
     pub failed: u64,
     pub unknown: u64,
     pub episodes: u64,
@@ -83,7 +99,7 @@ fn try_run(plan: &Plan, network: &Rc<Network>, report: &mut Report) -> Result<()
         stale_reads: plan.stale_reads,
         own_clocks: plan.nemesis.needs == Needs::Clocks,
     };
-    let chosen = choose(&mut dice);
+    let chosen = choose(&mut dice, plan.nemesis.wants)?;
     report.workloads = chosen.iter().map(|workload| workload.name).collect();
     let mut stages = Stages::new();
     let mut cluster = Cluster::start(setup, network.clone())?;
@@ -96,7 +112,9 @@ fn try_run(plan: &Plan, network: &Rc<Network>, report: &mut Report) -> Result<()
     let healed = now();
     stages.end("nemesis");
     let whole = tormented.and_then(|()| cluster.wait_until_whole());
-    std::thread::sleep(COOL_DOWN);
+    let clocks = plan.nemesis.needs == Needs::Clocks;
+    fs::write(plan.directory.join(CLOCKS_ARE_RIGHT), "").map_err(|e| format!("cannot tell the clients: {e}"))?;
+    std::thread::sleep(if clocks { COOL_DOWN_OF_CLOCKS } else { COOL_DOWN });
     report.violations.extend(clients.stop());
     stages.end("clients");
     let history = History::load(&clients.histories).map_err(|e| format!("cannot read the history: {e}"))?;
@@ -125,11 +143,17 @@ impl Stages {
     }
 }
 
-/// Registers always, and four of the others.
-fn choose(dice: &mut Dice) -> Vec<&'static Workload> {
-    let all: Vec<&Workload> = workload::ALL.iter().collect();
-    let Some((register, others)) = all.split_first() else { return Vec::new() };
-    std::iter::once(*register).chain(dice.some(others, 4)).collect()
+/// Registers always, then what the nemesis wants, and others at random.
+fn choose(dice: &mut Dice, wants: &[&str]) -> Result<Vec<&'static Workload>, String> {
+    let mut chosen: Vec<&Workload> = workload::ALL.iter().take(1).collect();
+    for name in wants {
+        let wanted = workload::ALL.iter().find(|workload| workload.name == *name);
+        chosen.push(wanted.ok_or_else(|| format!("there is no workload {name}"))?);
+    }
+    let is_left = |workload: &&Workload| !chosen.iter().any(|other| other.name == workload.name);
+    let others: Vec<&Workload> = workload::ALL.iter().filter(is_left).collect();
+    chosen.extend(dice.some(&others, WORKLOADS - chosen.len()));
+    Ok(chosen)
 }
 
 fn prepare(cluster: &Cluster, chosen: &[&Workload]) -> Result<(), String> {
@@ -147,12 +171,19 @@ fn torment(plan: &Plan, cluster: &mut Cluster, dice: &mut Dice, report: &mut Rep
     let mut happened = 0;
     loop {
         let mut scene = Scene { cluster, dice, notes: &mut report.notes };
+        let struck = now();
         happened += u64::from((plan.nemesis.episode)(&mut scene)?);
         report.episodes += 1;
-        if begun.elapsed() >= Duration::from_secs(plan.seconds) {
+        let whole = now();
+        let is_over = begun.elapsed() >= Duration::from_secs(plan.seconds);
+        if !is_over || plan.nemesis.outage {
+            scene.hold(800, 2500);
+        }
+        // Service that was stopped comes back as an episode ends.
+        report.struck.push(struck..if plan.nemesis.outage { now() } else { whole });
+        if is_over {
             break;
         }
-        scene.hold(800, 2500);
     }
     report.notes.push(format!("the fault happened in {happened} of {} episodes", report.episodes));
     if happened == 0 {
@@ -172,6 +203,7 @@ impl Clients {
         let mounts: Vec<PathBuf> = cluster.nodes.iter().map(|node| node.mount.clone()).collect();
         let mut clients = Clients { processes: Vec::new(), histories: Vec::new() };
         let started: Nanos = now();
+        let clocks = plan.nemesis.needs == Needs::Clocks;
         for own in 0..mounts.len() {
             let history = plan.directory.join(format!("history{}.jsonl", own + 1));
             let orders = Orders {
@@ -181,6 +213,7 @@ impl Clients {
                 seed: plan.seed,
                 history: history.clone(),
                 started,
+                clocks_are_right: clocks.then(|| plan.directory.join(CLOCKS_ARE_RIGHT)),
                 ease: plan.ease,
             };
             let orders = serde_json::to_string(&orders).map_err(|e| e.to_string())?;
@@ -231,7 +264,9 @@ fn waiting_in(pid: u32) -> String {
     wchans.collect::<Vec<_>>().join(" ")
 }
 
+/// What came of all calls, and whether enough of them were answered while the nemesis was at work.
 fn count(history: &History, healed: Nanos, plan: &Plan, report: &mut Report) {
+    report.under_fault = answered(history, &report.struck);
     for op in &history.ops {
         match &op.outcome {
             Outcome::Ok(_) => {
@@ -243,9 +278,12 @@ fn count(history: &History, healed: Nanos, plan: &Plan, report: &mut Report) {
             Outcome::Unknown(_) => report.unknown += 1,
         }
     }
-    let least = CALLS_PER_SECOND_MIN * plan.seconds / plan.ease;
-    if report.ok < least {
-        report.void.push(format!("only {} calls succeeded; {least} are demanded", report.ok));
+    let least = demanded(&report.struck, plan.nemesis.outage) / plan.ease;
+    if report.under_fault < least {
+        report.void.push(format!(
+            "only {} calls succeeded while the nemesis was at work; {least} are demanded",
+            report.under_fault
+        ));
     }
     for name in &report.workloads {
         let done = |op: &&Op| op.answer().is_some();
@@ -258,11 +296,28 @@ fn count(history: &History, healed: Nanos, plan: &Plan, report: &mut Report) {
     }
     if report.workloads.contains(&"expiry") {
         let latest = workload::latest_expiry(history).as_secs_f64();
-        report.notes.push(format!("the latest expiry was {latest:.2} s behind its time"));
+        let by_clock = workload::expiries_by_clock(history);
+        report.notes.push(format!("the latest expiry was {latest:.2} s behind its time; {by_clock} were by the clock"));
+        if plan.nemesis.needs == Needs::Clocks && by_clock < EXPIRIES_BY_CLOCK_MIN {
+            report.void.push(format!("only {by_clock} files were to end by the clock when that was right again"));
+        }
     }
     let errors = history.ops.iter().filter_map(|op| unwanted(op, plan.nemesis));
     report.violations.extend(errors.take(5));
     report.violations.extend(history.violations.iter().cloned());
+}
+
+/// Calls that were answered in these times.
+pub fn answered(history: &History, struck: &[Range<Nanos>]) -> u64 {
+    let is_struck = |op: &Op| struck.iter().any(|episode| episode.contains(&op.ended()));
+    history.ops.iter().filter(|op| op.answer().is_some() && is_struck(op)).count() as u64
+}
+
+/// How many must be.
+pub fn demanded(struck: &[Range<Nanos>], outage: bool) -> u64 {
+    let by_second = if outage { CALLS_PER_SECOND_OF_OUTAGES_MIN } else { CALLS_PER_SECOND_MIN };
+    let took: Duration = struck.iter().map(|episode| Duration::from_nanos(episode.end - episode.start)).sum();
+    (by_second * took.as_millis() as u64).div_ceil(1000)
 }
 
 fn unwanted(op: &Op, nemesis: &Nemesis) -> Option<String> {
@@ -297,7 +352,7 @@ fn judge(
     }
     stages.end("reading");
     for workload in chosen {
-        for what in (workload.check)(history, finals) {
+        for what in (workload.check)(history, finals).into_iter().take(5) {
             match what.ends_with("void") {
                 true => report.void.push(what),
                 false => report.violations.push(what),
@@ -306,7 +361,7 @@ fn judge(
     }
     stages.end("judging");
     report.violations.extend(cluster.unmount_all());
-    let checked = cluster.check()?;
+    let checked = cluster.check(&cluster.addresses_but(0))?;
     if checked["agree"] != true {
         report.violations.push(format!("the replicas do not agree: {checked}"));
     }
@@ -324,10 +379,10 @@ fn judge(
 }
 
 fn wait_for_expiries(mount: &Path, history: &History) {
-    let timed = history.of("expiry").filter(|op| matches!(op.call, Call::Expire { .. }) && op.answer().is_some());
+    let timed = history.of("expiry").filter(|op| op.answer().is_some());
     let files: Vec<PathBuf> = timed
         .filter_map(|op| match &op.call {
-            Call::Expire { file, .. } => Some(mount.join(file)),
+            Call::Expire { file, .. } | Call::ExpireAt { file, .. } => Some(mount.join(file)),
             _ => None,
         })
         .collect();
@@ -343,9 +398,18 @@ fn judge_logs(cluster: &Cluster, agreed: u64, history: &History, report: &mut Re
     // The longest one: another may have given its beginning to a snapshot.
     let longest = logs.iter().max_by_key(|(_, log)| log.len()).map(|(_, log)| log);
     if let Some(log) = longest {
-        let (wrong, repeated) = logcheck::check(log, agreed, history);
-        report.violations.extend(wrong.into_iter().take(5));
-        (report.entries, report.repeated) = (log.len(), repeated);
+        let judged = logcheck::check(log, agreed, history);
+        report.violations.extend(judged.wrong.into_iter().take(5));
+        (report.entries, report.repeated) = (log.len(), judged.repeated);
+        if let Some(first) = judged.begins_at {
+            let (some, all) = (judged.judged, history.ops.len());
+            report
+                .notes
+                .push(format!("all logs begin at entry {first} or later: {some} of {all} calls held against one"));
+            if some < JUDGED_BY_LOG_MIN {
+                report.void.push(format!("only {some} calls could be held against the log"));
+            }
+        }
     }
     Ok(())
 }

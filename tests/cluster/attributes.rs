@@ -4,6 +4,7 @@ use crate::common::xattr::{self, cas, errno, version};
 use crate::common::{Cluster, wait_for};
 use rustix::io::Errno;
 use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,6 +16,7 @@ fn compare_and_swap_and_replace_if() {
     conditional_renames(&cluster);
     lifetimes(&cluster);
     hidden_and_malformed(&cluster);
+    an_open_file_that_expires_is_one_without_a_name(&cluster);
     cluster.expect_agreement();
 }
 
@@ -128,6 +130,32 @@ fn hidden_and_malformed(cluster: &Cluster) {
     assert_eq!(xattr::get(&path, "cas"), Err(Errno::NODATA));
     let told: serde_json::Value = serde_json::from_str(&xattr::get(&path, "info").expect("a report")).expect("JSON");
     assert_eq!(told["version"].as_u64(), version(&path).ok(), "{told}");
+}
+
+/// Holds [E2].
+fn an_open_file_that_expires_is_one_without_a_name(cluster: &Cluster) {
+    let [here, there] = [1, 2].map(|node| cluster.at(node).join("ending"));
+    fs::write(&here, "before").expect("a write");
+    let [one, other] =
+        [&here, &there].map(|path| fs::OpenOptions::new().read(true).write(true).open(path).expect("an open"));
+    xattr::set(&there, "ttl", "1").expect("a lifetime");
+    wait_for("the end of the file", || (!here.exists()).then_some(()));
+    assert!(!there.exists(), "gone here, and there it has its name");
+    fs::write(&there, "another file of that name").expect("a write");
+    one.write_all_at(b"behind", 6).expect("a write through a descriptor");
+    assert_eq!(read_all(&other), b"beforebehind");
+    other.set_len(3).expect("a truncation through a descriptor");
+    assert_eq!(read_all(&one), b"bef");
+    assert_eq!(one.metadata().expect("its attributes").nlink(), 0);
+    drop(one);
+    assert_eq!(read_all(&other), b"bef", "after a close there");
+    println!("a file that expired while it was open behaved like an unlinked one");
+}
+
+fn read_all(file: &fs::File) -> Vec<u8> {
+    let mut bytes = vec![0; file.metadata().expect("its attributes").len() as usize];
+    file.read_exact_at(&mut bytes, 0).expect("a read through a descriptor");
+    bytes
 }
 
 fn seconds(path: &Path, name: &str) -> u64 {

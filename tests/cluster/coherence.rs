@@ -1,9 +1,12 @@
 //! What one mount has done, the other sees: every time, at once.
 
 use crate::common::{Cluster, rounds, wait_for};
+use rustix::fs::{FlockOperation, XattrFlags, flock, getxattr, removexattr, setxattr};
+use rustix::io::Errno;
+use rustix::process::Signal;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 /// Raise `KEELFS_ROUNDS` (to 10,000, say) to look longer.
@@ -19,11 +22,14 @@ fn what_one_mount_has_written_the_other_reads() {
     for round in 0..rounds {
         let (here, there) = if round % 2 == 0 { (0, 1) } else { (1, 0) };
         let (writer, reader) = (cluster.at(here as u64 + 1), cluster.at(there as u64 + 1));
-        match round / 2 % 5 {
+        match round / 2 % 8 {
             0 => replaced(writer, reader, round),
             1 => appended(writer, reader, round),
             2 => created_and_removed(writer, reader, round),
             3 => renamed(writer, reader, round),
+            4 => made_another_mode(writer, reader, round),
+            5 => given_an_attribute(writer, reader, round),
+            6 => locked(&held[here], &held[there], round),
             _ => written_in_place(&held[here], &held[there], round),
         }
     }
@@ -74,6 +80,30 @@ fn written_in_place(writer: &File, reader: &File, round: usize) {
     assert_eq!(seen, content.as_bytes(), "round {round}");
 }
 
+fn made_another_mode(writer: &Path, reader: &Path, round: usize) {
+    let mode = 0o600 + round as u32 % 0o100;
+    fs::set_permissions(writer.join("held"), fs::Permissions::from_mode(mode)).expect("a chmod");
+    assert_eq!(fs::metadata(reader.join("held")).expect("a stat").mode() & 0o777, mode, "round {round}");
+}
+
+fn given_an_attribute(writer: &Path, reader: &Path, round: usize) {
+    let (name, value, mut seen) = ("user.round", round.to_string(), [0; 20]);
+    setxattr(writer.join("held"), name, value.as_bytes(), XattrFlags::empty()).expect("an attribute");
+    let length = getxattr(reader.join("held"), name, &mut seen[..]).expect("the attribute");
+    assert_eq!(&seen[..length], value.as_bytes(), "round {round}");
+    removexattr(writer.join("held"), name).expect("a removal");
+    assert_eq!(getxattr(reader.join("held"), name, &mut seen[..]), Err(Errno::NODATA), "round {round}: removed there");
+}
+
+fn locked(writer: &File, reader: &File, round: usize) {
+    let exclusive = FlockOperation::NonBlockingLockExclusive;
+    assert_eq!(flock(writer, exclusive), Ok(()), "round {round}");
+    assert_eq!(flock(reader, exclusive), Err(Errno::AGAIN), "round {round}: locked there, free here");
+    flock(writer, FlockOperation::Unlock).expect("an unlock");
+    assert_eq!(flock(reader, exclusive), Ok(()), "round {round}: given back there, locked here");
+    flock(reader, FlockOperation::Unlock).expect("an unlock");
+}
+
 fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).expect("a directory");
     entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
@@ -119,7 +149,7 @@ fn a_killed_mount_says_so_and_is_mounted_again() {
     let path = cluster.at(1).join("open");
     let mut file = File::create(&path).expect("a new file");
     file.write_all(b"before").expect("a write");
-    cluster.kill_mount(1);
+    cluster.signal_mount(1, Signal::KILL);
     let refused = wait_for("the kernel to notice", || file.write_all(b"after").err());
     assert!([libc::ENOTCONN, libc::ECONNABORTED].map(Some).contains(&refused.raw_os_error()), "{refused}");
     let gone = fs::metadata(cluster.at(1)).expect_err("a mount without a process");

@@ -1,9 +1,11 @@
 //! Nodes are killed while clients write: what was acknowledged is there afterwards, once.
 
 use crate::common::{Cluster, wait_for};
+use rustix::fs::XattrFlags;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -183,14 +185,48 @@ fn all_five_are_killed_during_writes_and_come_back_with_all_that_was_acknowledge
     let (writers, (before, after)) = write_during(&cluster, &[1, 2, 3], |more_writes| {
         more_writes(100);
         let before = highest_term(&cluster);
+        change_other_things(cluster.at(1));
         cluster.kill(&all);
         cluster.restart(&all);
+        all.iter().for_each(|node| other_things_are_changed(cluster.at(*node)));
         let after = highest_term(&cluster);
         more_writes(30);
         (before, after)
     });
     assert!(after > before, "the old leader resumed its term {before}: the term is {after}");
     check_everywhere(&cluster, &writers, &all);
+}
+
+/// What is no write: each change is acknowledged, and the last one just before the end of all.
+fn change_other_things(mount: &Path) {
+    let at = |name: &str| mount.join("other").join(name);
+    fs::create_dir(mount.join("other")).expect("a directory");
+    for name in ["linked", "moved", "removed", "changed", "cut"] {
+        fs::write(at(name), name).expect("a write");
+    }
+    fs::hard_link(at("linked"), at("link")).expect("a link");
+    fs::rename(at("moved"), at("renamed")).expect("a rename");
+    fs::remove_file(at("removed")).expect("an unlink");
+    File::options().write(true).open(at("cut")).and_then(|file| file.set_len(2)).expect("a truncation");
+    rustix::fs::setxattr(at("changed"), "user.a", b"b", XattrFlags::empty()).expect("an attribute");
+    fs::set_permissions(at("changed"), fs::Permissions::from_mode(0o4751)).expect("a mode");
+}
+
+fn other_things_are_changed(mount: &Path) {
+    let at = |name: &str| mount.join("other").join(name);
+    let mut names: Vec<_> = fs::read_dir(mount.join("other"))
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
+        .collect();
+    names.sort();
+    assert_eq!(names, ["changed", "cut", "link", "linked", "renamed"]);
+    assert_eq!(fs::metadata(at("link")).expect("a link").nlink(), 2);
+    assert_eq!(fs::read_to_string(at("renamed")).expect("a renamed file"), "moved");
+    assert_eq!(fs::read_to_string(at("cut")).expect("a file that was cut"), "cu");
+    assert_eq!(fs::metadata(at("changed")).expect("a file").mode() & 0o7777, 0o4751);
+    let mut value = [0; 2];
+    assert_eq!(rustix::fs::getxattr(at("changed"), "user.a", &mut value[..]), Ok(1));
+    assert_eq!(&value, b"b\0");
 }
 
 /// Changes of names are carried out once, however often they had to be sent: a second mkdir would say EEXIST, a second

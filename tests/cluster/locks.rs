@@ -8,32 +8,36 @@ mod ranges;
 mod waits;
 
 use crate::common::process::kill_group;
-use crate::common::{Cluster, wait_for};
+use crate::common::{Cluster, wait_for, xattr};
+use puppet::generation;
 use rustix::fs::{FlockOperation, fcntl_lock, flock};
 use rustix::io::Errno;
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader};
-use std::os::unix::fs::FileExt;
+use rustix::process::Signal;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longer than a session lives without a sign of life.
 const SESSION_TIME: Duration = Duration::from_nanos(keelfs::limits::SESSION_TTL_NS + 3_000_000_000);
+/// What a session lives at least without one, as long as no other clock is faster than ours by a thirtieth.
+const SILENCE: Duration = Duration::from_nanos(keelfs::limits::SESSION_TTL_NS - 1_000_000_000);
 const EXCLUSIVE: FlockOperation = FlockOperation::NonBlockingLockExclusive;
 const SHARED: FlockOperation = FlockOperation::NonBlockingLockShared;
 
 #[test]
 fn locks_exclude_each_other_between_mounts_and_end_with_their_holder() {
-    let cluster = Cluster::start(5, [1, 2, 3]);
+    let cluster = Cluster::start(5, 1..=4);
     fs::write(cluster.at(1).join("lock"), "").expect("a write");
     let [one, two] = [1, 2].map(|node| open(&cluster.at(node).join("lock")));
     both_families(&one, &two);
     drop((one, two));
     counted_under_a_lock(&cluster);
     a_killed_holder(&cluster);
-    a_killed_node_and_then_its_mount(&cluster);
+    mounts_without_a_sign_of_life(&cluster);
     cluster.expect_agreement();
 }
 
@@ -119,19 +123,95 @@ fn a_killed_holder(cluster: &Cluster) {
     println!("the lock of a killed process was free on another mount");
 }
 
-/// A lock outlives the node beside its mount, because the session is the mount's. When the mount dies, its lock is free
-/// once the session's time is over.
-/// Holds [L6].
-fn a_killed_node_and_then_its_mount(cluster: &Cluster) {
-    let mut child = holder(&cluster.at(3).join("of-a-mount"));
-    let other = open(&cluster.at(1).join("of-a-mount"));
+/// Of three mounts, one loses the node beside it, one is killed, one is stopped. The first keeps its lock, because the
+/// session is the mount's. The others lose theirs, and all that goes with a session, when it has been silent for its time,
+/// not before; the stopped one wakes, and can do nothing more under the lock that it had.
+/// Holds [L6], [L7], [L8].
+fn mounts_without_a_sign_of_life(cluster: &Cluster) {
+    let at = |node, name: &str| cluster.at(node).join(name);
+    let mut of_mount_3 = holder(&at(3, "of-a-mount"));
+    let mut of_mount_2 = holder(&at(2, "of-a-killed-mount"));
+    let (late, token) = (locked(&at(4, "of-a-stopped-mount")), generation(&at(1, "of-a-stopped-mount")));
+    let unlinked = File::create_new(at(2, "unlinked")).expect("a new file");
+    fs::remove_file(at(2, "unlinked")).expect("an unlink");
+    fs::write(at(2, "ephemeral"), "").expect("a write");
+    xattr::set(&at(2, "ephemeral"), "ephemeral", "session").expect("an attribute");
+    let [killed, stopped] = ["of-a-killed-mount", "of-a-stopped-mount"].map(|name| open(&at(1, name)));
+    let inodes = inodes_used(cluster.at(1));
+
     cluster.kill(&[3]);
-    std::thread::sleep(SESSION_TIME);
-    assert_eq!(flock(&other, EXCLUSIVE), Err(Errno::AGAIN), "the mount goes on with other nodes, and so does its lock");
-    cluster.kill_mount(3);
-    assert_eq!(flock(&other, EXCLUSIVE), Err(Errno::AGAIN), "a mount that is only silent keeps its lock for a while");
-    wait_for("the lock of a killed mount", || flock(&other, EXCLUSIVE).ok());
-    println!("a lock outlived its node, and was free after its mount's session had ended");
-    kill_group(&mut child);
-    cluster.restart(&[3]);
+    let since = Instant::now();
+    for node in [2, 4] {
+        fs::set_permissions(at(node, "counter"), Permissions::from_mode(0o600)).expect("a sign of life");
+    }
+    let stop = Stopped::new(cluster, 4);
+    cluster.signal_mount(2, Signal::KILL);
+    wait_for("the ends of two sessions", || {
+        let locks = [&killed, &stopped].map(|file| flock(file, EXCLUSIVE));
+        let missing = fs::metadata(at(1, "ephemeral")).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        let seen = (locks, missing, inodes - inodes_used(cluster.at(1)));
+        if since.elapsed() < SILENCE {
+            assert_eq!(seen, ([Err(Errno::AGAIN); 2], false, 0), "{:?} after the last sign of life", since.elapsed());
+        }
+        // the ephemeral file, and the one without a name
+        (seen == ([Ok(()); 2], true, 2)).then_some(())
+    });
+    println!("what two silent sessions had ended after {:?}", since.elapsed());
+    assert!(generation(&at(1, "of-a-stopped-mount")) > token, "the fencing token");
+    stopped.write_all_at(b"new", 0).expect("a write under the lock");
+    drop(stop);
+    the_lock_is_lost(&late, &at(4, "of-a-stopped-mount"), &stopped);
+    std::thread::sleep(SESSION_TIME.saturating_sub(since.elapsed()));
+    let refused = flock(open(&at(1, "of-a-mount")), EXCLUSIVE);
+    assert_eq!(refused, Err(Errno::AGAIN), "the mount goes on with other nodes, and so does its lock");
+    println!("a lock outlived the node beside its mount");
+    drop(unlinked);
+    kill_group(&mut of_mount_2);
+    kill_group(&mut of_mount_3);
+    cluster.command(["start".into()]).expect_success();
+    cluster.wait_until_whole();
+}
+
+/// Whoever had it is told so, whatever it does through its handle, until it opens the file again.
+fn the_lock_is_lost(late: &File, path: &Path, new_holder: &File) {
+    let code = |outcome: std::io::Result<usize>| outcome.expect_err("a lost lock").raw_os_error();
+    assert_eq!(code(late.write_at(b"late", 0)), Some(libc::EIO));
+    assert_eq!(code(late.read_at(&mut [0; 4], 0)), Some(libc::EIO));
+    assert_eq!(flock(late, SHARED), Err(Errno::IO));
+    assert_eq!(fs::read(path).expect("a read through another handle"), b"new");
+    flock(new_holder, FlockOperation::Unlock).expect("an unlock");
+    assert_eq!(flock(late, SHARED), Err(Errno::IO), "also when it is free");
+    let again = locked(path);
+    again.write_all_at(b"own", 0).expect("a write under a lock of the new session");
+    println!("a mount that woke had lost its lock, and was told so");
+}
+
+fn locked(path: &Path) -> File {
+    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).expect("an open");
+    assert_eq!(flock(&file, EXCLUSIVE), Ok(()));
+    file
+}
+
+fn inodes_used(mount: &Path) -> u64 {
+    let counts = rustix::fs::statvfs(mount).expect("statfs");
+    counts.f_files - counts.f_ffree
+}
+
+/// A mount that does nothing; dropped: it goes on.
+struct Stopped<'a> {
+    cluster: &'a Cluster,
+    node: u64,
+}
+
+impl<'a> Stopped<'a> {
+    fn new(cluster: &'a Cluster, node: u64) -> Stopped<'a> {
+        cluster.signal_mount(node, Signal::STOP);
+        Stopped { cluster, node }
+    }
+}
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        self.cluster.signal_mount(self.node, Signal::CONT);
+    }
 }

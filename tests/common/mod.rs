@@ -9,6 +9,7 @@ pub mod process;
 pub mod xattr;
 
 use process::{Finished, run};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -151,8 +152,8 @@ impl Cluster {
         self.command(words(&["kill"]).into_iter().chain(numbers(which))).expect_success();
     }
 
-    /// SIGKILL for the process of the mount beside this node; the node itself goes on.
-    pub fn kill_mount(&self, node: u64) {
+    /// A signal for the process of the mount beside this node; the node itself goes on.
+    pub fn signal_mount(&self, node: u64, signal: Signal) {
         let path = self.at(node).as_os_str().as_encoded_bytes();
         let serves = |pid: &i32| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -163,7 +164,7 @@ impl Cluster {
         let mut pids = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         let pid = pids.find(serves).unwrap_or_else(|| panic!("no process serves {}", self.at(node).display()));
         let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("a signal");
+        rustix::process::kill_process(pid, signal).expect("a signal");
     }
 
     pub fn signal(&self, node: u64, signal: &str) {

@@ -50,6 +50,8 @@ pub struct Naive {
     index: LogIndex,
     now: u64,
     wall: Timestamp,
+    /// The wall clock of whoever stamped the last entry, in nanoseconds.
+    clock: i128,
     // of the request that is being applied
     session: SessionId,
     who: Credentials,
@@ -67,6 +69,7 @@ impl Naive {
             index: LogIndex(0),
             now: 0,
             wall: zero,
+            clock: 0,
             session: none,
             who: Credentials::default(),
         };
@@ -84,6 +87,7 @@ impl Naive {
             next = Timestamp { seconds: next.seconds + 1, nanos: 0 };
         }
         self.wall = stamp.max(next);
+        self.clock = nanos(stamp);
     }
 
     pub fn open(&mut self) -> SessionId {
@@ -243,8 +247,11 @@ impl Naive {
                 self.done(ino)
             }
             Command::SetEphemeral { ino, ephemeral } => {
-                let session = ephemeral.then_some(self.session);
-                self.mortal(ino)?.ephemeral = session;
+                self.mortal(ino)?;
+                if ephemeral {
+                    self.named(ino)?;
+                }
+                self.node(ino)?.ephemeral = ephemeral.then_some(self.session);
                 self.done(ino)
             }
             other => panic!("not in this model: {other:?}"),
@@ -352,14 +359,14 @@ impl Naive {
     }
 
     fn set_deadline(&mut self, ino: Ino, expiry: ExpiryChange) {
-        let (now, wall) = (self.now, nanos(self.wall));
+        let (now, clock) = (self.now, self.clock);
         let Some(node) = self.nodes.get_mut(&ino) else { return };
         node.deadline = match expiry {
             ExpiryChange::Keep => node.deadline,
             ExpiryChange::Clear => None,
             ExpiryChange::After { ns } => Some(now + ns),
             ExpiryChange::At { unix_seconds } => {
-                Some(now + (i128::from(unix_seconds) * 1_000_000_000 - wall).max(0) as u64)
+                Some(now + (i128::from(unix_seconds) * 1_000_000_000 - clock).max(0) as u64)
             }
         };
     }

@@ -1,7 +1,7 @@
 //! Sizes: large ones that must work, larger ones that must be refused.
 
 use crate::ground::{Ground, open, pattern};
-use crate::system::{code, truncate};
+use crate::system::{allocate, code, truncate};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
@@ -44,6 +44,30 @@ pub fn sizes_out_of_bounds_are_refused(ground: &Ground) {
         assert_eq!(file.read_at(&mut byte, offset).expect("a read beyond the end"), 0);
     }
     assert_eq!(other.metadata().expect("its attributes").len(), 7);
+}
+
+/// The last byte that a file may have, and the first one behind it.
+/// Holds [C1].
+pub fn a_file_ends_at_sixteen_tebibytes(ground: &Ground) {
+    if !ground.is_fuse() {
+        return ground.skip("other file systems end elsewhere");
+    }
+    let (file, other) = ground.open_on_both("file", b"content");
+    let most = 16 << 40;
+    file.write_all_at(b"x", most - 1).expect("the last byte");
+    assert_eq!(other.metadata().expect("its attributes").len(), most);
+    let mut bytes = [9; 3];
+    assert_eq!(other.read_at(&mut bytes, most - 2).expect("a read of the end"), 2);
+    assert_eq!(&bytes, b"\0x\x09");
+    for (bytes, offset) in [("x", most), ("xy", most - 1)] {
+        let refused = file.write_at(bytes.as_bytes(), offset).expect_err("a write beyond the largest file");
+        assert_eq!(code(&refused), libc::EFBIG, "{bytes} at {offset}");
+    }
+    assert_eq!(truncate(&file, most as i64 + 1), Err(libc::EFBIG));
+    assert_eq!(allocate(&file, 0, most as i64 - 10, 11), Err(libc::EFBIG));
+    file.set_len(7).expect("a short file");
+    file.set_len(most).expect("the largest file, of holes");
+    assert_eq!(other.metadata().expect("its attributes").len(), most);
 }
 
 /// `RLIMIT_FSIZE`: what fits is written, the next write fails, and the file has not grown.

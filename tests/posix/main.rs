@@ -88,6 +88,7 @@ fn checks() -> Vec<Check> {
         check(writing::a_program_runs_as_it_was_written_there),
         check(limits::sizes_beyond_four_gibibytes),
         check(limits::sizes_out_of_bounds_are_refused),
+        check(limits::a_file_ends_at_sixteen_tebibytes),
         check(limits::a_process_keeps_to_its_file_size_limit),
         check(maps::a_shared_map_and_calls_agree_on_one_side),
         check(maps::stores_writes_and_appends_into_one_page_lose_nothing),

@@ -150,7 +150,8 @@ pub fn pages_do_not_outlive_an_open(ground: &Ground) {
 }
 
 /// The same through a descriptor that was open, and had sent the file, before the write: on another side it has to look at
-/// the file's attributes first, because the kernel splices from its pages without a look [V10].
+/// the file's attributes first, because the kernel splices from its pages without a look.
+/// Holds [V10].
 pub fn pages_do_not_outlive_a_write(ground: &Ground) {
     let (one, other) = ground.open_on_both("file", &pattern(20_000, 0));
     sent(&other);

@@ -62,8 +62,54 @@ impl<I: Clone, O: Clone> Book<I, O> {
         self.calls.len()
     }
 
-    pub fn answered(&self) -> usize {
-        self.calls.iter().filter(|(_, call)| call.as_ref().is_some_and(|call| call.end.is_some())).count()
+    pub fn answered(&self) -> u64 {
+        self.calls.iter().filter(|(_, call)| call.as_ref().is_some_and(|call| call.end.is_some())).count() as u64
+    }
+}
+
+/// Answers that clients have had, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answered {
+    pub registers: u64,
+    pub names: u64,
+    pub appends: u64,
+    pub append_reads: u64,
+    pub walks: u64,
+    pub renewals: u64,
+    pub expiries: u64,
+    pub tenures: u64,
+}
+
+impl Answered {
+    pub fn since(self, before: Answered) -> Answered {
+        Answered {
+            registers: self.registers - before.registers,
+            names: self.names - before.names,
+            appends: self.appends - before.appends,
+            append_reads: self.append_reads - before.append_reads,
+            walks: self.walks - before.walks,
+            renewals: self.renewals - before.renewals,
+            expiries: self.expiries - before.expiries,
+            tenures: self.tenures - before.tenures,
+        }
+    }
+
+    pub fn by_kind(self) -> BTreeMap<String, u64> {
+        let kinds = [
+            ("registers", self.registers),
+            ("names", self.names),
+            ("appends", self.appends),
+            ("reads of appends", self.append_reads),
+            ("walks", self.walks),
+            ("renewals", self.renewals),
+            ("expiries", self.expiries),
+            ("locks", self.tenures),
+        ];
+        kinds.map(|(kind, count)| (kind.to_owned(), count)).into()
+    }
+
+    pub fn sum(self) -> u64 {
+        self.by_kind().values().sum()
     }
 }
 
@@ -125,6 +171,8 @@ pub struct Pages {
     /// Locks are taken in this run.
     pub locks: bool,
     pub tenures: Vec<Tenure>,
+    /// Holders of a lock who were told that their session had ended.
+    pub sessions_lost: u64,
     /// What a client saw that must not be.
     pub seen_wrong: Vec<String>,
     /// Clients that live, and those that have finished in the end.
@@ -148,14 +196,24 @@ impl Diary {
         look(&mut self.pages.lock())
     }
 
-    pub fn operations(&self) -> (usize, usize) {
+    pub fn operations(&self) -> u64 {
         self.with(|pages| {
             let Pages { registers, names, appends, append_reads, .. } = pages;
             let others = (pages.expiries_seen + pages.renewals + pages.walks) as usize + pages.tenures.len();
-            (
-                registers.len() + names.len() + appends.len() + append_reads.len() + others,
-                registers.answered() + names.answered() + appends.answered() + append_reads.answered() + others,
-            )
+            (registers.len() + names.len() + appends.len() + append_reads.len() + others) as u64
+        })
+    }
+
+    pub fn answered(&self) -> Answered {
+        self.with(|pages| Answered {
+            registers: pages.registers.answered(),
+            names: pages.names.answered(),
+            appends: pages.appends.answered(),
+            append_reads: pages.append_reads.answered(),
+            walks: pages.walks,
+            renewals: pages.renewals,
+            expiries: pages.expiries_seen,
+            tenures: pages.tenures.len() as u64,
         })
     }
 }

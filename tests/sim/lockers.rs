@@ -279,7 +279,10 @@ impl Locker {
                 self.held_until(holding, |until| until.max(begin + SESSION_MS_LEAST));
                 true
             }
-            Some(false) => false,
+            Some(false) => {
+                self.diary.with(|pages| pages.sessions_lost += 1);
+                false
+            }
             None => true,
         }
     }
@@ -317,6 +320,7 @@ impl Locker {
         match self.submit(holding.session, release).await {
             // Its session lived up to here.
             Ok(_) => self.held_until(holding, |_| begin),
+            Err(Failure::Refused(Refusal::SessionEnded)) => self.diary.with(|pages| pages.sessions_lost += 1),
             Err(_) => self.give_back(wish, holding.session).await,
         }
     }

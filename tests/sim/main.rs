@@ -3,7 +3,7 @@
 //! A seed decides everything, so a run can be had again. Each seed is run by a process of its own: what libraries keep for
 //! a process (counters that seed their random choices) would else carry over from run to run.
 //!
-//! `sim` runs the seeds of `KEELFS_SEEDS` (`A..B`), the named ones, and checks that a seed replays exactly;
+//! `sim` checks that a seed replays exactly, and runs the seeds of `KEELFS_SEEDS` (`A..B`), or the first few;
 //! `sim --seeds A..B` runs these; `sim --bugs`, built with the feature `seeded-bugs`, plants one bug after the other;
 //! `sim --one SEED` is one run in this very process, with `KEELFS_SIM_TRACE` to see all.
 //!

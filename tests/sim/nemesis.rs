@@ -1,14 +1,15 @@
 //! What goes wrong, and when: a plan that follows from the seed.
 //!
 //! Each run has its own choice of kinds (swarm testing: Groce et al., 2012), so that rare combinations come up and no kind
-//! hides behind another. A fault that finds nothing to do (no leader to kill) is tried again until it does; a run in which
-//! a planned kind of fault never happened is void.
+//! hides behind another. A fault that finds nothing to do (no leader to kill) is tried again until it does. One that is only
+//! prepared (the next sync fails, nothing gets through) has happened when something was seen of it; if nothing is, it is
+//! prepared again. A run in which a planned kind of fault never happened is void. What a fault undoes is what it did itself.
 
-use crate::network::{Host, Network, TICK_MS};
-use crate::node::{NODES, Node, SYNC_MS, Standing};
+use crate::network::{Host, Network, TICK_MS, Wrong};
+use crate::node::{Machine, NODES, Node, Standing};
 use crate::os::{self, Dice};
 use keelfs::log::disk::Disk;
-use keelfs::log::simulated::{SimulatedDisk, Survival};
+use keelfs::log::simulated::{Fired, SimulatedDisk, Survival};
 use keelfs::net::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +17,11 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const QUIET_MS: u64 = 4_000;
 /// Records of the log begin at multiples of this.
 const RECORD_ALIGNMENT: usize = 64;
+const NEVER: u64 = u64::MAX;
+/// How long something prepared may wait for its moment.
+const ARMED_MS: u64 = 5_000;
+/// Longer than a session lives without a sign of life.
+const AWAY_MS: (u64, u64) = (35_000, 45_000);
 const DURABLE_MARK: std::ops::Range<usize> = 40..44;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,13 +47,17 @@ pub enum Fault {
     SlowNetwork,
     SlowDisk,
     FsyncFails,
+    /// Halfway: the first half of it is written.
+    WriteFails,
     DiskFull,
     Rot,
     ClockJump,
     ClockStrobe,
+    /// A machine of clients is stopped or cut off for longer than its session lives. Only in runs that are long enough.
+    OutsiderAway,
 }
 
-const ALL: [Fault; 24] = [
+const ALL: [Fault; 25] = [
     Fault::KillOne,
     Fault::KillLeader,
     Fault::KillMajority,
@@ -68,6 +78,7 @@ const ALL: [Fault; 24] = [
     Fault::SlowNetwork,
     Fault::SlowDisk,
     Fault::FsyncFails,
+    Fault::WriteFails,
     Fault::DiskFull,
     Fault::Rot,
     Fault::ClockJump,
@@ -76,21 +87,66 @@ const ALL: [Fault; 24] = [
 
 /// What of a fault is undone later.
 enum Undo {
-    Network,
-    Disk(NodeId),
+    /// What this fault did to the network.
+    Network(u64),
+    SlowDisk(NodeId),
+    FullDisk(NodeId),
     Strobe(NodeId, u64),
+}
+
+/// Where it is seen that something prepared has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sign {
+    /// The network has held something back for this fault.
+    Felt(u64),
+    SlowSyncs(NodeId, u64),
+    FailedSyncs(NodeId, u64),
+    FailedWrites(NodeId, u64),
+    Halts(NodeId, u64),
+    /// It was refused room, or told how little there is: the product need not wait for a refusal.
+    Full(NodeId, u64),
+    /// Of all nodes, how often a vote cost them their power.
+    VotesCut(u64),
+}
+
+/// A fault that is prepared.
+struct Armed {
+    fault: Fault,
+    sign: Sign,
+    until_ms: u64,
+    /// Of the node, when it was prepared: what is to befall one process is prepared anew for the next.
+    ended: u64,
+}
+
+/// What became of an attempt.
+enum Struck {
+    Done,
+    Armed(Sign, u64),
+    /// There is nothing that it could be done to now.
+    Nothing,
+}
+
+/// What things can be done to.
+pub struct Targets<'a> {
+    pub nodes: &'a mut [Node],
+    /// Machines that have clients only.
+    pub outsiders: &'a mut [Machine],
+    pub network: &'a Network,
 }
 
 pub struct Nemesis {
     dice: Dice,
     plan: Vec<(u64, Fault)>,
     undo: Vec<(u64, Undo)>,
+    armed: Vec<Armed>,
     pub happened: BTreeMap<Fault, u64>,
     hosts: Vec<Host>,
+    faults: u64,
 }
 
 impl Nemesis {
-    pub fn new(seed: u64, until_ms: u64, hosts: Vec<Host>) -> Nemesis {
+    /// `away`: for long, a machine of clients is as good as gone.
+    pub fn new(seed: u64, until_ms: u64, hosts: Vec<Host>, away: bool) -> Nemesis {
         let mut dice = Dice::new(seed, 2);
         let odds = *dice.pick(&[15, 30, 60]);
         let chosen = |fault: &Fault| dice.chance(if *fault == Fault::Rot { 40 } else { odds });
@@ -109,53 +165,96 @@ impl Nemesis {
             rot |= fault == Fault::Rot;
             at += dice.between(every / 3, every * 2);
         }
-        plan.reverse();
-        Nemesis { dice, plan, undo: Vec::new(), happened: BTreeMap::new(), hosts }
+        if away {
+            plan.push((dice.between(2 * QUIET_MS, 4 * QUIET_MS), Fault::OutsiderAway));
+        }
+        plan.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        let (undo, armed) = (Vec::new(), Vec::new());
+        Nemesis { dice, plan, undo, armed, happened: BTreeMap::new(), hosts, faults: 0 }
     }
 
     /// Do what is due.
-    pub fn step(&mut self, nodes: &mut [Node], network: &Network) {
+    pub fn step(&mut self, on: &mut Targets) {
         let now = os::now_ms();
+        self.look(on);
         let due: Vec<Undo> = self.undo.extract_if(.., |(at, _)| *at <= now).map(|(_, undo)| undo).collect();
-        due.into_iter().for_each(|undo| self.undo(undo, nodes, network));
+        due.into_iter().for_each(|undo| self.undo(undo, on));
         while let Some((_, fault)) = self.plan.pop_if(|(at, _)| *at <= now) {
-            match self.strike(fault, nodes, network) {
-                true => *self.happened.entry(fault).or_default() += 1,
-                false => {
-                    self.plan.push((now + 50, fault));
-                    self.plan.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+            match self.strike(fault, on) {
+                Struck::Done => self.has_happened(fault),
+                Struck::Armed(sign, until_ms) => {
+                    let ended = sign.node().map_or(0, |node| on.nodes[node as usize - 1].ended);
+                    self.armed.push(Armed { fault, sign, until_ms, ended });
+                }
+                Struck::Nothing => {
+                    self.put_off(fault);
                     break;
                 }
             }
         }
     }
 
+    /// Anything has gone wrong, or may any time.
+    pub fn has_begun(&self) -> bool {
+        !self.happened.is_empty() || !self.armed.is_empty()
+    }
+
+    fn has_happened(&mut self, fault: Fault) {
+        *self.happened.entry(fault).or_default() += 1;
+    }
+
+    fn put_off(&mut self, fault: Fault) {
+        self.plan.push((os::now_ms() + 50, fault));
+        self.plan.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+    }
+
+    /// See what has become of what was prepared.
+    fn look(&mut self, on: &mut Targets) {
+        for mut armed in std::mem::take(&mut self.armed) {
+            let ended = armed.sign.node().map_or(0, |node| on.nodes[node as usize - 1].ended);
+            if armed.sign.is_there(on) {
+                self.has_happened(armed.fault);
+            } else if armed.until_ms <= os::now_ms() {
+                armed.sign.disarm(on.nodes);
+                self.put_off(armed.fault);
+            } else {
+                if let Some(node) = armed.sign.node().filter(|_| armed.ended != ended) {
+                    armed.ended = ended;
+                    armed.sign.arm(&on.nodes[node as usize - 1].disk, self.dice.below(6), self.errno());
+                }
+                self.armed.push(armed);
+            }
+        }
+    }
+
     /// The kinds that were planned and have not happened once.
     pub fn missed(&self) -> BTreeSet<Fault> {
-        let waiting = self.plan.iter().map(|(_, fault)| *fault);
+        let waiting = self.plan.iter().map(|(_, fault)| *fault).chain(self.armed.iter().map(|armed| armed.fault));
         waiting.filter(|fault| !self.happened.contains_key(fault)).collect()
     }
 
     /// Nothing is wrong any more, but what clocks show.
-    pub fn heal(&mut self, nodes: &mut [Node], network: &Network) {
+    pub fn heal(&mut self, on: &mut Targets) {
         self.undo.clear();
-        network.heal();
-        for node in nodes {
+        on.network.heal();
+        on.outsiders.iter_mut().for_each(Machine::wake);
+        for node in on.nodes.iter_mut() {
             heal_disk(node);
-            node.paused_ms = node.paused_ms.map(|(since, _)| (since, os::now_ms()));
+            node.machine().into_iter().for_each(Machine::wake);
             if let Standing::Down { until_ms } = &mut node.standing {
                 *until_ms = os::now_ms();
             }
         }
     }
 
-    fn undo(&mut self, undo: Undo, nodes: &mut [Node], network: &Network) {
+    fn undo(&mut self, undo: Undo, on: &mut Targets) {
         match undo {
-            Undo::Network => network.heal(),
-            Undo::Disk(node) => heal_disk(&mut nodes[node as usize - 1]),
+            Undo::Network(fault) => on.network.mend(fault),
+            Undo::SlowDisk(node) => on.nodes[node as usize - 1].slow_ms = None,
+            Undo::FullDisk(node) => on.nodes[node as usize - 1].disk.set_capacity(None),
             Undo::Strobe(_, 0) => {}
             Undo::Strobe(node, left) => {
-                nodes[node as usize - 1].wall_offset_ms = self.jump();
+                on.nodes[node as usize - 1].wall_offset_ms = self.jump();
                 self.undo.push((os::now_ms() + 40, Undo::Strobe(node, left - 1)));
             }
         }
@@ -165,66 +264,125 @@ impl Nemesis {
         self.dice.between(0, 7_200_000) as i64 - 3_600_000
     }
 
-    /// `false`: there is nothing that it could be done to now.
-    fn strike(&mut self, fault: Fault, nodes: &mut [Node], network: &Network) -> bool {
-        let now = os::now_ms();
-        let up: Vec<NodeId> = nodes.iter().filter(|node| node.process().is_some()).map(|node| node.id).collect();
-        let leader = leader(nodes);
-        let Some(any) = (!up.is_empty()).then(|| *self.dice.pick(&up)) else { return false };
-        let for_ms = now + *self.dice.pick(&[300, 1500, 5000, 10_000]);
+    fn strike(&mut self, fault: Fault, on: &mut Targets) -> Struck {
+        let up: Vec<NodeId> = on.nodes.iter().filter(|node| node.process().is_some()).map(|node| node.id).collect();
+        let leader = leader(on.nodes);
+        let Some(any) = (!up.is_empty()).then(|| *self.dice.pick(&up)) else { return Struck::Nothing };
+        let until = os::now_ms() + *self.dice.pick(&[300, 1500, 5000, 10_000]);
         match (fault, leader) {
-            (Fault::KillOne, _) => self.crash(nodes, network, &[any], false),
-            (Fault::KillLeader, Some(leader)) => self.crash(nodes, network, &[leader], false),
-            (Fault::KillMajority, _) if up.len() >= 3 => self.crash(nodes, network, &up[..3], false),
-            (Fault::KillAll, _) => self.crash(nodes, network, &up, false),
-            (Fault::PowerOne, _) => self.crash(nodes, network, &[any], true),
-            (Fault::PowerLeader, Some(leader)) => self.crash(nodes, network, &[leader], true),
-            (Fault::PowerAll, _) => self.crash(nodes, network, &up, true),
-            (Fault::PowerMidWrite, _) => {
-                let operations = self.dice.below(6);
-                nodes[any as usize - 1].disk.halt_after(operations);
-            }
-            (Fault::PowerVoter, Some(leader)) => {
-                let others = nodes.iter_mut().filter(|node| node.id != leader);
-                others.for_each(|node| node.cut_after_vote = self.dice.chance(40));
-                self.crash(nodes, network, &[leader], false);
-            }
-            (Fault::Pause, _) => nodes[any as usize - 1].paused_ms = Some((now, for_ms)),
-            (Fault::PauseLeader, Some(leader)) => nodes[leader as usize - 1].paused_ms = Some((now, for_ms)),
-            (Fault::IsolateLeader, Some(leader)) => self.isolate(network, &[leader], (true, true), for_ms),
-            (Fault::LeaderDeaf, Some(leader)) => self.isolate(network, &[leader], (false, true), for_ms),
-            (Fault::LeaderMute, Some(leader)) => self.isolate(network, &[leader], (true, false), for_ms),
+            (Fault::KillOne, _) => self.crash(on, &[any], false),
+            (Fault::KillLeader, Some(leader)) => self.crash(on, &[leader], false),
+            (Fault::KillMajority, _) if up.len() >= 3 => self.crash(on, &up[..3], false),
+            (Fault::KillAll, _) => self.crash(on, &up, false),
+            (Fault::PowerOne, _) => self.crash(on, &[any], true),
+            (Fault::PowerLeader, Some(leader)) => self.crash(on, &[leader], true),
+            (Fault::PowerAll, _) => self.crash(on, &up, true),
+            (Fault::PowerVoter, Some(leader)) => self.lie_in_wait(on, leader),
+            (Fault::Pause, _) => pause(on, any, until),
+            (Fault::PauseLeader, Some(leader)) => pause(on, leader, until),
+            (Fault::IsolateLeader, Some(leader)) => self.isolate(on, &[leader], (true, true), until),
+            (Fault::LeaderDeaf, Some(leader)) => self.isolate(on, &[leader], (false, true), until),
+            (Fault::LeaderMute, Some(leader)) => self.isolate(on, &[leader], (true, false), until),
             (Fault::Minority, _) => {
                 let first = self.dice.between(1, NODES);
-                self.isolate(network, &[first, first % NODES + 1], (true, true), for_ms);
+                self.isolate(on, &[first, first % NODES + 1], (true, true), until)
             }
-            (Fault::Ring, _) => self.ring(network, for_ms),
-            (Fault::Lossy, _) => self.each_pair(network, for_ms, |network, from, to| network.lose(from, to, 20)),
-            (Fault::SlowNetwork, _) => {
-                self.each_pair(network, for_ms, |network, from, to| network.delay(from, to, 400))
+            (Fault::Ring, _) => self.ring(on, until),
+            (Fault::Lossy, _) => self.each_pair(on, until, Wrong::Loss(20)),
+            (Fault::SlowNetwork, _) => self.each_pair(on, until, Wrong::Delay(400)),
+            (Fault::SlowDisk | Fault::FsyncFails | Fault::WriteFails | Fault::PowerMidWrite | Fault::DiskFull, _) => {
+                self.harm_disk(fault, &mut on.nodes[any as usize - 1], until)
             }
-            (Fault::SlowDisk, _) => {
-                nodes[any as usize - 1].sync_ms = *self.dice.pick(&[(50, 400), (500, 2500)]);
-                self.undo.push((for_ms, Undo::Disk(any)));
+            (Fault::Rot, _) => self.rot(&mut on.nodes[any as usize - 1], on.network),
+            (Fault::ClockJump, _) => {
+                on.nodes[leader.unwrap_or(any) as usize - 1].wall_offset_ms = self.jump();
+                Struck::Done
             }
-            (Fault::FsyncFails, _) => {
-                let after = self.dice.below(20);
-                nodes[any as usize - 1].disk.fail_sync_after(after, libc::EIO);
+            (Fault::ClockStrobe, _) => {
+                self.undo.push((os::now_ms(), Undo::Strobe(leader.unwrap_or(any), 40)));
+                Struck::Done
             }
-            (Fault::DiskFull, _) => {
-                let disk = &nodes[any as usize - 1].disk;
-                disk.set_capacity(Some(used(disk) + self.dice.below(3) * 65_536));
-                self.undo.push((for_ms, Undo::Disk(any)));
-            }
-            (Fault::Rot, _) => return self.rot(&mut nodes[any as usize - 1], network),
-            (Fault::ClockJump, _) => nodes[leader.unwrap_or(any) as usize - 1].wall_offset_ms = self.jump(),
-            (Fault::ClockStrobe, _) => self.undo.push((now, Undo::Strobe(leader.unwrap_or(any), 40))),
-            _ => return false,
+            (Fault::OutsiderAway, _) => self.send_away(on),
+            _ => Struck::Nothing,
         }
-        true
     }
 
-    fn crash(&mut self, nodes: &mut [Node], network: &Network, which: &[NodeId], power: bool) {
+    /// The leader is killed, and some of those who vote for the next lose power as soon as they have.
+    fn lie_in_wait(&mut self, on: &mut Targets, leader: NodeId) -> Struck {
+        if self.armed.iter().any(|armed| armed.fault == Fault::PowerVoter) {
+            return Struck::Nothing;
+        }
+        let before = on.nodes.iter().map(|node| node.votes_cut).sum();
+        let sure = self.dice.below(NODES - 1);
+        let others = on.nodes.iter_mut().filter(|node| node.id != leader);
+        others.enumerate().for_each(|(at, node)| node.cut_after_vote = at as u64 == sure || self.dice.chance(40));
+        self.crash(on, &[leader], false);
+        Struck::Armed(Sign::VotesCut(before), os::now_ms() + ARMED_MS)
+    }
+
+    /// One of a kind at a time.
+    fn harm_disk(&mut self, fault: Fault, node: &mut Node, until: u64) -> Struck {
+        if self.armed.iter().any(|armed| armed.fault == fault && armed.sign.node() == Some(node.id)) {
+            return Struck::Nothing;
+        }
+        let (fired, soon) = (node.disk.fired(), os::now_ms() + ARMED_MS);
+        let (sign, until, after) = match fault {
+            Fault::FsyncFails => (Sign::FailedSyncs(node.id, fired.failed_syncs), soon, 20),
+            Fault::WriteFails => (Sign::FailedWrites(node.id, fired.failed_writes), soon, 20),
+            Fault::PowerMidWrite => (Sign::Halts(node.id, fired.halts), soon, 6),
+            Fault::SlowDisk if node.slow_ms.is_none() => {
+                node.slow_ms = Some(*self.dice.pick(&[(50, 400), (500, 2500)]));
+                self.undo.push((until, Undo::SlowDisk(node.id)));
+                (Sign::SlowSyncs(node.id, node.slow_syncs), until, 0)
+            }
+            Fault::DiskFull if !self.is_to_be_emptied(node.id) => {
+                node.disk.set_capacity(Some(used(&node.disk) + self.dice.below(3) * 65_536));
+                self.undo.push((until, Undo::FullDisk(node.id)));
+                (Sign::Full(node.id, fired.full + fired.told_room), until, 0)
+            }
+            _ => return Struck::Nothing,
+        };
+        sign.arm(&node.disk, self.dice.below(after), self.errno());
+        Struck::Armed(sign, until)
+    }
+
+    /// Its disk is full by an earlier fault.
+    fn is_to_be_emptied(&self, node: NodeId) -> bool {
+        self.undo.iter().any(|(_, undo)| matches!(undo, Undo::FullDisk(full) if *full == node))
+    }
+
+    /// One machine of clients is gone for longer than its session lives.
+    fn send_away(&mut self, on: &mut Targets) -> Struck {
+        let until = os::now_ms() + self.dice.between(AWAY_MS.0, AWAY_MS.1);
+        let which = self.dice.below(on.outsiders.len() as u64) as usize;
+        if self.dice.chance(50) {
+            on.outsiders[which].pause(until);
+            return Struck::Done;
+        }
+        let (fault, host) = (self.fault(), on.outsiders[which].host());
+        for other in self.hosts.iter().filter(|other| **other != host) {
+            on.network.worsen(fault, host, *other, Wrong::Cut);
+            on.network.worsen(fault, *other, host, Wrong::Cut);
+        }
+        self.on_network(fault, until)
+    }
+
+    /// Of a write that fails. A file that has its blocks may lack room all the same: on a disk that promises too much.
+    fn errno(&mut self) -> i32 {
+        if self.dice.chance(20) { libc::ENOSPC } else { libc::EIO }
+    }
+
+    fn fault(&mut self) -> u64 {
+        self.faults += 1;
+        self.faults
+    }
+
+    fn on_network(&mut self, fault: u64, until: u64) -> Struck {
+        self.undo.push((until, Undo::Network(fault)));
+        Struck::Armed(Sign::Felt(fault), until)
+    }
+
+    fn crash(&mut self, on: &mut Targets, which: &[NodeId], power: bool) -> Struck {
         let kind = self.dice.below(3);
         for node in which {
             let down_ms = *self.dice.pick(&[20, 400, 2500]) + self.dice.below(500);
@@ -233,60 +391,63 @@ impl Nemesis {
                 _ => Survival::Random(self.dice.any()),
             };
             let until = os::now_ms() + down_ms;
-            nodes[*node as usize - 1].crash(network, power.then_some(survival), until);
+            on.nodes[*node as usize - 1].crash(on.network, power.then_some(survival), until);
         }
+        Struck::Done
     }
 
     /// `cut`: what these send to the others, and what the others send to them.
-    fn isolate(&mut self, network: &Network, these: &[Host], cut: (bool, bool), until: u64) {
-        let clients_too = self.dice.chance(50);
+    fn isolate(&mut self, on: &Targets, these: &[Host], cut: (bool, bool), until: u64) -> Struck {
+        let (fault, clients_too) = (self.fault(), self.dice.chance(50));
         let others = self.hosts.iter().filter(|host| !these.contains(host) && (clients_too || **host <= NODES));
         for other in others {
             for this in these {
                 if cut.0 {
-                    network.cut(*this, *other);
+                    on.network.worsen(fault, *this, *other, Wrong::Cut);
                 }
                 if cut.1 {
-                    network.cut(*other, *this);
+                    on.network.worsen(fault, *other, *this, Wrong::Cut);
                 }
             }
         }
-        self.undo.push((until, Undo::Network));
+        self.on_network(fault, until)
     }
 
     /// Everyone reaches two neighbours: five majorities, no two the same.
-    fn ring(&mut self, network: &Network, until: u64) {
+    fn ring(&mut self, on: &Targets, until: u64) -> Struck {
+        let fault = self.fault();
         for from in 1..=NODES {
             for to in 1..=NODES {
                 let apart = (from + NODES - to) % NODES;
                 if !matches!(apart, 0 | 1 | 4) {
-                    network.cut(from, to);
+                    on.network.worsen(fault, from, to, Wrong::Cut);
                 }
             }
         }
-        self.undo.push((until, Undo::Network));
+        self.on_network(fault, until)
     }
 
-    fn each_pair(&mut self, network: &Network, until: u64, worsen: impl Fn(&Network, Host, Host)) {
+    fn each_pair(&mut self, on: &Targets, until: u64, wrong: Wrong) -> Struck {
+        let fault = self.fault();
         for from in &self.hosts {
             for to in self.hosts.iter().filter(|to| *to != from) {
                 if self.dice.chance(60) {
-                    worsen(network, *from, *to);
+                    on.network.worsen(fault, *from, *to, wrong);
                 }
             }
         }
-        self.undo.push((until, Undo::Network));
+        self.on_network(fault, until)
     }
 
     /// A bit of what is known to be durable flips, and the process restarts. The last batch is left alone: whether it is
     /// damaged or was torn nobody can say, and it is cut as torn.
-    fn rot(&mut self, node: &mut Node, network: &Network) -> bool {
+    fn rot(&mut self, node: &mut Node, network: &Network) -> Struck {
         let files = node.disk.list().unwrap_or_default();
         let newest = files.iter().rfind(|name| name.ends_with(".seg")).cloned();
         // Half of it hits the header of a record in the newest segment, where damage and a torn write look alike.
         let header = self.dice.chance(50);
         let any = (!files.is_empty()).then(|| self.dice.pick(&files).clone());
-        let Some(file) = newest.clone().filter(|_| header).or(any) else { return false };
+        let Some(file) = newest.clone().filter(|_| header).or(any) else { return Struck::Nothing };
         let content = node.disk.content(&file).unwrap_or_default();
         let written = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         let starts = content.chunks(RECORD_ALIGNMENT).enumerate();
@@ -298,19 +459,21 @@ impl Nemesis {
         };
         let settled = settled.unwrap_or(0);
         if settled < 4096 {
-            return false;
+            return Struck::Nothing;
         }
         let records: Vec<usize> = records.into_iter().filter(|at| *at < settled).skip(2).collect();
         let at = match header && !records.is_empty() {
             true => *self.dice.pick(&records) + self.dice.below(RECORD_ALIGNMENT as u64) as usize,
             false => self.dice.below(settled as u64) as usize,
         };
+        if !node.disk.flip_bit(&file, at as u64, self.dice.below(8) as u8) {
+            return Struck::Nothing;
+        }
         node.rotten = true;
-        node.disk.flip_bit(&file, at as u64, self.dice.below(8) as u8);
         if node.process().is_some() {
             node.crash(network, None, os::now_ms() + 100);
         }
-        true
+        Struck::Done
     }
 }
 
@@ -322,10 +485,60 @@ fn durable_mark(record: &[u8]) -> Option<usize> {
 
 fn heal_disk(node: &mut Node) {
     node.cut_after_vote = false;
-    node.sync_ms = SYNC_MS;
+    node.slow_ms = None;
     node.disk.set_capacity(None);
-    node.disk.halt_after(u64::MAX);
-    node.disk.fail_sync_after(u64::MAX, libc::EIO);
+    node.disk.halt_after(NEVER);
+    node.disk.fail_sync_after(NEVER, libc::EIO);
+    node.disk.fail_write_after(NEVER, libc::EIO);
+}
+
+fn pause(on: &mut Targets, node: NodeId, until: u64) -> Struck {
+    on.nodes[node as usize - 1].machine().into_iter().for_each(|machine| machine.pause(until));
+    Struck::Done
+}
+
+impl Sign {
+    fn node(self) -> Option<NodeId> {
+        match self {
+            Sign::Felt(_) | Sign::VotesCut(_) => None,
+            Sign::SlowSyncs(node, _) | Sign::Full(node, _) => Some(node),
+            Sign::FailedSyncs(node, _) | Sign::FailedWrites(node, _) | Sign::Halts(node, _) => Some(node),
+        }
+    }
+
+    fn is_there(self, on: &Targets) -> bool {
+        let fired = |node: NodeId, before: u64, count: fn(&Fired) -> u64| {
+            count(&on.nodes[node as usize - 1].disk.fired()) > before
+        };
+        match self {
+            Sign::Felt(fault) => on.network.was_felt(fault),
+            Sign::SlowSyncs(node, before) => on.nodes[node as usize - 1].slow_syncs > before,
+            Sign::FailedSyncs(node, before) => fired(node, before, |fired| fired.failed_syncs),
+            Sign::FailedWrites(node, before) => fired(node, before, |fired| fired.failed_writes),
+            Sign::Halts(node, before) => fired(node, before, |fired| fired.halts),
+            Sign::Full(node, before) => fired(node, before, |fired| fired.full + fired.told_room),
+            Sign::VotesCut(before) => on.nodes.iter().map(|node| node.votes_cut).sum::<u64>() > before,
+        }
+    }
+
+    /// Prepare what befalls one process; a full or slow disk stays so, whoever uses it.
+    fn arm(self, disk: &SimulatedDisk, after: u64, errno: i32) {
+        match self {
+            Sign::FailedSyncs(..) => disk.fail_sync_after(after, libc::EIO),
+            Sign::FailedWrites(..) => disk.fail_write_after(after, errno),
+            Sign::Halts(..) => disk.halt_after(after),
+            _ => {}
+        }
+    }
+
+    fn disarm(self, nodes: &mut [Node]) {
+        match self {
+            Sign::VotesCut(_) => nodes.iter_mut().for_each(|node| node.cut_after_vote = false),
+            other => {
+                other.node().into_iter().for_each(|node| other.arm(&nodes[node as usize - 1].disk, NEVER, libc::EIO))
+            }
+        }
+    }
 }
 
 fn used(disk: &SimulatedDisk) -> u64 {
@@ -338,7 +551,7 @@ fn used(disk: &SimulatedDisk) -> u64 {
 pub fn leader(nodes: &[Node]) -> Option<NodeId> {
     let leading = nodes.iter().filter_map(|node| {
         let status = node.replica()?.status();
-        (status.role == "leader" && node.paused_ms.is_none()).then_some((status.term, node.id))
+        (status.role == "leader" && !node.is_paused()).then_some((status.term, node.id))
     });
     leading.max().map(|(_, node)| node)
 }

@@ -55,12 +55,21 @@ struct Inner {
     dials: BTreeMap<u64, Dial>,
     next_id: u64,
     due: BinaryHeap<Reverse<(u64, u64, Event)>>,
-    /// Nothing gets from the first to the second.
-    cut: BTreeSet<(Host, Host)>,
+    /// What is wrong on the way from the first to the second, and by which fault.
+    wrong: BTreeMap<(Host, Host), Vec<(u64, Wrong)>>,
+    /// Faults that have held something back.
+    felt: BTreeSet<u64>,
+}
+
+/// What may be wrong on the way from one machine to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// Nothing gets there.
+    Cut,
     /// Percent of what is sent that is lost at first.
-    loss: BTreeMap<(Host, Host), u64>,
-    /// More latency, in milliseconds.
-    delay: BTreeMap<(Host, Host), u64>,
+    Loss(u64),
+    /// More latency, in milliseconds, at most.
+    Delay(u64),
 }
 
 #[derive(Default)]
@@ -119,9 +128,8 @@ impl Network {
             dials: BTreeMap::new(),
             next_id: 1,
             due: BinaryHeap::new(),
-            cut: BTreeSet::new(),
-            loss: BTreeMap::new(),
-            delay: BTreeMap::new(),
+            wrong: BTreeMap::new(),
+            felt: BTreeSet::new(),
         };
         Network { inner: Arc::new(Mutex::new(inner)) }
     }
@@ -164,23 +172,24 @@ impl Network {
         Listening { network: self.clone(), host }
     }
 
-    pub fn cut(&self, from: Host, to: Host) {
-        self.inner.lock().cut.insert((from, to));
+    /// From now on this is wrong, until that fault is mended. What several faults do adds up.
+    pub fn worsen(&self, fault: u64, from: Host, to: Host, wrong: Wrong) {
+        self.inner.lock().wrong.entry((from, to)).or_default().push((fault, wrong));
     }
 
-    pub fn lose(&self, from: Host, to: Host, percent: u64) {
-        self.inner.lock().loss.insert((from, to), percent);
-    }
-
-    pub fn delay(&self, from: Host, to: Host, ms: u64) {
-        self.inner.lock().delay.insert((from, to), ms);
+    /// What this fault did is over; what others do goes on.
+    pub fn mend(&self, fault: u64) {
+        let mut inner = self.inner.lock();
+        inner.wrong.values_mut().for_each(|wrong| wrong.retain(|(by, _)| *by != fault));
     }
 
     pub fn heal(&self) {
-        let mut inner = self.inner.lock();
-        inner.cut.clear();
-        inner.loss.clear();
-        inner.delay.clear();
+        self.inner.lock().wrong.clear();
+    }
+
+    /// Whether this fault has held something back.
+    pub fn was_felt(&self, fault: u64) -> bool {
+        self.inner.lock().felt.contains(&fault)
     }
 
     /// Let everything happen that is due by now.
@@ -214,11 +223,18 @@ impl Inner {
 
     fn latency(&mut self, from: Host, to: Host) -> u64 {
         let base = 1 + (os::splitmix(from.min(to) * 31 + from.max(to)) % 4);
-        let more = self.delay.get(&(from, to)).copied().unwrap_or(0);
-        let loss = self.loss.get(&(from, to)).copied().unwrap_or(0);
-        let mut latency = TICK_MS + base + self.dice.below(4) + self.dice.below(more + 1);
-        if self.dice.chance(loss) {
-            latency += self.dice.between(200, 1500);
+        let mut latency = TICK_MS + base + self.dice.below(4);
+        for (fault, wrong) in self.wrong.get(&(from, to)).into_iter().flatten() {
+            let more = match wrong {
+                Wrong::Cut => 0,
+                Wrong::Loss(percent) if self.dice.chance(*percent) => self.dice.between(200, 1500),
+                Wrong::Loss(_) => 0,
+                Wrong::Delay(ms) => self.dice.below(ms + 1),
+            };
+            latency += more;
+            if more > 0 {
+                self.felt.insert(*fault);
+            }
         }
         latency
     }
@@ -227,8 +243,11 @@ impl Inner {
         self.hosts.get(&host).map_or(0, |state| state.boot)
     }
 
-    fn reachable(&self, from: Host, to: Host) -> bool {
-        !self.cut.contains(&(from, to)) && self.hosts.get(&to).is_some_and(|state| state.powered)
+    fn reachable(&mut self, from: Host, to: Host) -> bool {
+        let wrong = self.wrong.get(&(from, to)).into_iter().flatten();
+        let by: Vec<u64> = wrong.filter(|(_, wrong)| *wrong == Wrong::Cut).map(|(fault, _)| *fault).collect();
+        self.felt.extend(&by);
+        by.is_empty() && self.hosts.get(&to).is_some_and(|state| state.powered)
     }
 
     fn send(&mut self, id: u64, bytes: Vec<u8>) {

@@ -8,11 +8,11 @@ use crate::clients::{self, Diary};
 use crate::network::{self, Host, Network};
 use crate::os::{self, Dice};
 use bytes::Bytes;
-use keelfs::log::simulated::{SimulatedDisk, Survival};
+use keelfs::log::simulated::{Fired, SimulatedDisk, Survival};
 use keelfs::log::{Log, Options, StorageError, Threading};
 use keelfs::net::{self, Identity, NodeId, Server};
 use keelfs::node::{Dispatch, upkeep};
-use keelfs::raft::{Replica, Timing, Tuning};
+use keelfs::raft::{Ending, Replica, Timing, Tuning};
 use keelfs::volume::{self, Local, NodeStatus, Volume};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -23,6 +23,8 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 pub const NODES: u64 = 5;
+/// What no fault of a disk excuses begins so.
+pub const DIVERGED: &str = "its state has diverged: ";
 const CLUSTER: u128 = 0x5eed;
 const SEGMENT_BYTES: u64 = 256 << 10;
 /// Snapshots, purges and installs happen within seconds.
@@ -49,6 +51,8 @@ pub struct Machine {
     begin: tokio::time::Instant,
     /// Milliseconds of its own clock that have passed.
     pub elapsed_ms: u64,
+    /// Stopped from, to, by the world's clock.
+    paused_ms: Option<(u64, u64)>,
 }
 
 impl Machine {
@@ -56,11 +60,45 @@ impl Machine {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         let runtime = runtime.unwrap_or_else(|e| panic!("no runtime: {e}"));
         let begin = runtime.block_on(async { tokio::time::Instant::now() });
-        Machine { host, runtime, begin, elapsed_ms: 0 }
+        Machine { host, runtime, begin, elapsed_ms: 0, paused_ms: None }
+    }
+
+    pub fn host(&self) -> Host {
+        self.host
+    }
+
+    /// Stop it until then. One that is stopped already has been since then, and not shorter.
+    pub fn pause(&mut self, until_ms: u64) {
+        let (since, until) = self.paused_ms.unwrap_or((os::now_ms(), 0));
+        self.paused_ms = Some((since, until.max(until_ms)));
+    }
+
+    /// Whoever is stopped goes on now.
+    pub fn wake(&mut self) {
+        self.paused_ms = self.paused_ms.map(|(since, _)| (since, os::now_ms()));
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused_ms.is_some()
+    }
+
+    /// Let `ms` of its clock pass, and what it has slept through. `false`: it is stopped.
+    pub fn tick(&mut self, network: &Network, wall_offset_ms: i64, ms: u64) -> bool {
+        let now = os::now_ms();
+        match self.paused_ms {
+            Some((_, until)) if now < until => return false,
+            Some((since, _)) => {
+                self.paused_ms = None;
+                self.jump(network, wall_offset_ms, now - since);
+            }
+            None => {}
+        }
+        self.step(network, wall_offset_ms, ms);
+        true
     }
 
     /// Run everything that can run, and let `ms` of its clock pass.
-    pub fn step(&mut self, network: &Network, wall_offset_ms: i64, ms: u64) {
+    fn step(&mut self, network: &Network, wall_offset_ms: i64, ms: u64) {
         network.enter(self.host);
         self.elapsed_ms += ms;
         let until = self.begin + Duration::from_millis(self.elapsed_ms);
@@ -68,7 +106,7 @@ impl Machine {
     }
 
     /// It was stopped for so long, and wakes up.
-    pub fn jump(&mut self, network: &Network, wall_offset_ms: i64, ms: u64) {
+    fn jump(&mut self, network: &Network, wall_offset_ms: i64, ms: u64) {
         network.enter(self.host);
         self.elapsed_ms += ms;
         os::stepping(wall_offset_ms, || {
@@ -115,14 +153,20 @@ pub struct Node {
     /// Parts of a million by which its steady clock is fast.
     pub drift_ppm: i64,
     drift_rest: i64,
-    /// Stopped from, to.
-    pub paused_ms: Option<(u64, u64)>,
     disk_busy_until_ms: u64,
-    /// What a sync takes, in milliseconds: from, to.
-    pub sync_ms: (u64, u64),
+    /// What a sync takes, in milliseconds: from, to. `None`: as usual.
+    pub slow_ms: Option<(u64, u64)>,
+    /// Syncs that took long.
+    pub slow_syncs: u64,
     pub rotten: bool,
     /// The power is to go when its next vote is durable, as the process believes.
     pub cut_after_vote: bool,
+    /// How often it did.
+    pub votes_cut: u64,
+    /// How many processes have ended.
+    pub ended: u64,
+    /// What its disk had done before this process began.
+    fired_before: Fired,
     last_vote: Option<Bytes>,
     dice: Dice,
 }
@@ -138,7 +182,7 @@ pub struct Site {
     pub programs: u64,
 }
 
-pub const SYNC_MS: (u64, u64) = (1, 6);
+const SYNC_MS: (u64, u64) = (1, 6);
 
 impl Node {
     pub fn new(id: NodeId, seed: u64) -> Node {
@@ -151,11 +195,14 @@ impl Node {
             wall_offset_ms: dice.between(0, 4000) as i64 - 2000,
             drift_ppm: dice.between(0, 10_000) as i64 - 5000,
             drift_rest: 0,
-            paused_ms: None,
             disk_busy_until_ms: 0,
-            sync_ms: SYNC_MS,
+            slow_ms: None,
+            slow_syncs: 0,
             rotten: false,
             cut_after_vote: false,
+            votes_cut: 0,
+            ended: 0,
+            fired_before: Fired::default(),
             last_vote: None,
             dice,
         }
@@ -166,6 +213,28 @@ impl Node {
             Standing::Up(process) => Some(process),
             _ => None,
         }
+    }
+
+    pub fn machine(&mut self) -> Option<&mut Machine> {
+        match &mut self.standing {
+            Standing::Up(process) => Some(&mut process.machine),
+            _ => None,
+        }
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.process().is_some_and(|process| process.machine.is_paused())
+    }
+
+    /// Whether this is what a process says that ends because of something that its disk has done to it.
+    pub fn is_excuse(&self, why: &str) -> bool {
+        if why.starts_with(DIVERGED) {
+            return false;
+        }
+        let (before, now) = (self.fired_before, self.disk.fired());
+        let writes = now.failed_writes > before.failed_writes;
+        why.contains("Input/output error") && (writes || now.failed_syncs > before.failed_syncs)
+            || why.contains("No space left on device") && (writes || now.full > before.full)
     }
 
     pub fn replica(&self) -> Option<Replica> {
@@ -212,24 +281,20 @@ impl Node {
     /// One tick of the world: the process runs, the disk does what it has time for. `true`: it did, and all that was
     /// queued is durable, as far as the process knows.
     pub fn step(&mut self, network: &Network, tick_ms: u64) -> bool {
-        let now = os::now_ms();
         let parts = tick_ms as i64 * (1_000_000 + self.drift_ppm) + self.drift_rest;
         self.drift_rest = parts % 1_000_000;
         let ms = (parts / 1_000_000) as u64;
         let Standing::Up(process) = &mut self.standing else { return false };
-        match self.paused_ms {
-            Some((_, until)) if now < until => return false,
-            Some((since, _)) => {
-                self.paused_ms = None;
-                process.machine.jump(network, self.wall_offset_ms, now - since);
-            }
-            None => {}
+        if !process.machine.tick(network, self.wall_offset_ms, ms) {
+            return false;
         }
-        process.machine.step(network, self.wall_offset_ms, ms);
+        let now = os::now_ms();
         let pumped = now >= self.disk_busy_until_ms
             && process.machine.within(network, self.wall_offset_ms, || process.log.pump());
         if pumped {
-            self.disk_busy_until_ms = now + self.dice.between(self.sync_ms.0, self.sync_ms.1);
+            let (from, to) = self.slow_ms.unwrap_or(SYNC_MS);
+            self.slow_syncs += u64::from(self.slow_ms.is_some());
+            self.disk_busy_until_ms = now + self.dice.between(from, to);
         }
         pumped
     }
@@ -239,7 +304,9 @@ impl Node {
         let vote = self.process().and_then(|process| process.log.vote());
         let voted = vote != self.last_vote;
         self.last_vote = vote;
-        voted && std::mem::take(&mut self.cut_after_vote)
+        let cut = voted && std::mem::take(&mut self.cut_after_vote);
+        self.votes_cut += u64::from(cut);
+        cut
     }
 
     /// The process is gone. With power: what was written survives in the page cache; else only as the disk pleases.
@@ -255,7 +322,8 @@ impl Node {
             }
         }
         self.standing = Standing::Down { until_ms };
-        self.paused_ms = None;
+        self.ended += 1;
+        self.fired_before = self.disk.fired();
         self.disk_busy_until_ms = 0;
     }
 }
@@ -302,7 +370,11 @@ impl Start {
         let volume = Volume::local(local, &format!("node {node}"));
         clients::start(&volume, node * 10, self.programs, &self.diary, &self.dice);
         let why = replica.failed().await;
-        self.told.lock().failed.get_or_insert(why.to_string());
+        let why = match why {
+            Ending::Diverged(why) => format!("{DIVERGED}{why}"),
+            why => why.to_string(),
+        };
+        self.told.lock().failed.get_or_insert(why);
     }
 }
 

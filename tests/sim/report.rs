@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 pub fn line(outcome: &Outcome) -> Value {
     json!({
         "broken": outcome.broken, "void": outcome.void, "simulated_ms": outcome.simulated_ms,
-        "operations": outcome.operations, "answered": outcome.answered, "entries": outcome.entries,
+        "operations": outcome.operations, "answered": outcome.answered, "amid_faults": outcome.amid_faults, "entries": outcome.entries,
         "leaders": outcome.leaders, "faults": outcome.faults, "consequences": outcome.consequences, "trace": outcome.trace,
     })
 }
@@ -27,6 +27,7 @@ pub fn parse(text: &str) -> Option<Outcome> {
         simulated_ms: number("simulated_ms")?,
         operations: number("operations")?,
         answered: number("answered")?,
+        amid_faults: counts("amid_faults")?,
         entries: number("entries")?,
         leaders: number("leaders")?,
         faults: counts("faults")?,
@@ -35,6 +36,9 @@ pub fn parse(text: &str) -> Option<Outcome> {
     })
 }
 
+/// In so many runs everything that clients do has been answered amid faults at least once.
+const SEEDS_FOR_ALL: u64 = 10;
+
 #[derive(Default)]
 pub struct Sum {
     pub seeds: u64,
@@ -42,6 +46,7 @@ pub struct Sum {
     simulated_ms: u64,
     operations: u64,
     answered: u64,
+    amid_faults: BTreeMap<String, u64>,
     entries: u64,
     leaders: u64,
     faults: BTreeMap<String, u64>,
@@ -56,12 +61,18 @@ impl Sum {
         self.answered += outcome.answered;
         self.entries += outcome.entries;
         self.leaders += outcome.leaders;
-        outcome.faults.iter().for_each(|(kind, count)| *self.faults.entry(kind.clone()).or_default() += count);
-        let consequences = outcome.consequences.iter();
-        consequences.for_each(|(kind, count)| *self.consequences.entry(kind.clone()).or_default() += count);
+        add(&mut self.faults, &outcome.faults);
+        add(&mut self.consequences, &outcome.consequences);
+        add(&mut self.amid_faults, &outcome.amid_faults);
         if outcome.broken.is_some() || outcome.void.is_some() {
             self.failed.push(seed);
         }
+    }
+
+    /// What clients do and were never answered amid faults, in so many runs that they should have been.
+    pub fn unanswered(&self) -> Vec<&String> {
+        let never = self.amid_faults.iter().filter(|(_, count)| **count == 0 && self.seeds >= SEEDS_FOR_ALL);
+        never.map(|(kind, _)| kind).collect()
     }
 
     pub fn print(&self) {
@@ -76,12 +87,21 @@ impl Sum {
             self.leaders
         );
         println!("faults: {}", list(&self.faults));
+        println!("answered amid faults: {}", list(&self.amid_faults));
         println!("of nodes: {}", list(&self.consequences));
+        match self.unanswered().as_slice() {
+            [] => {}
+            never => println!("VOID: amid faults nobody was answered about {never:?}"),
+        }
         match self.failed.as_slice() {
             [] => println!("no violation"),
             failed => println!("FAILED seeds: {failed:?}"),
         }
     }
+}
+
+fn add(sum: &mut BTreeMap<String, u64>, more: &BTreeMap<String, u64>) {
+    more.iter().for_each(|(kind, count)| *sum.entry(kind.clone()).or_default() += count);
 }
 
 fn list(counts: &BTreeMap<String, u64>) -> String {

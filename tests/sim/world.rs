@@ -5,8 +5,9 @@
 //! First comes a phase with faults (safety), then all is healed, and everything must come to an end (liveness).
 
 use crate::clients::{self, Diary};
+use crate::diary::Answered;
 use crate::invariants::{Held, Invariants, expiry};
-use crate::nemesis::Nemesis;
+use crate::nemesis::{Nemesis, Targets};
 use crate::network::{self, Host, Network, TICK_MS};
 use crate::node::{self, Machine, NODES, Node, Site, Standing};
 use crate::os::{self, Dice};
@@ -25,10 +26,17 @@ const OUTSIDERS: u64 = 2;
 const PROGRAMS: u64 = 2;
 /// Runs in which locks are taken. Not all: whoever waits for one of a dead session waits as long as a session lives.
 const LOCKS_PERCENT: u64 = 35;
+/// Runs in which a machine of clients is away for longer than its session lives, and comes back.
+const AWAY_PERCENT: u64 = 4;
+const AWAY_SAFETY_MS: u64 = 64_000;
 /// How long everything may take to come to an end once nothing is wrong any more.
 const LIVENESS_MS: u64 = 120_000;
 /// Between the healing and the last call.
 const SETTLE_MS: u64 = 2_000;
+/// With fewer answers while things go wrong, all clients together, a run proves nothing.
+const ANSWER_EVERY_MS: u64 = 1_000;
+/// What a run may take longer until it proves something.
+const MORE_MS: u64 = 20_000;
 const ROLES_EVERY_MS: u64 = 6;
 const CHECK_EVERY_MS: u64 = 2_000;
 /// What clients saw is judged so often, to see sooner what is broken.
@@ -37,12 +45,16 @@ const HISTORY_EVERY_MS: u64 = 5_000;
 pub struct World {
     site: Site,
     nodes: Vec<Node>,
-    outsiders: Vec<(Machine, Volume)>,
+    outsiders: Vec<Machine>,
+    /// Of the outsiders: they end when the run does.
+    volumes: Vec<Volume>,
     nemesis: Nemesis,
     invariants: Invariants,
     consequences: BTreeMap<String, u64>,
     dice: Dice,
     safety_ms: u64,
+    /// What clients had been answered when the first fault struck, and when all was healed.
+    answered: (Option<Answered>, Option<Answered>),
 }
 
 /// What a run came to.
@@ -54,10 +66,12 @@ pub struct Outcome {
     pub simulated_ms: u64,
     pub operations: u64,
     pub answered: u64,
+    /// Of these, between the first fault and the healing.
+    pub amid_faults: BTreeMap<String, u64>,
     pub entries: u64,
     pub leaders: u64,
     pub faults: BTreeMap<String, u64>,
-    /// What some of them came to: a failing sync is only prepared, and may be overtaken by a crash.
+    /// What some of them came to.
     pub consequences: BTreeMap<String, u64>,
     pub trace: u64,
 }
@@ -79,10 +93,12 @@ impl World {
         let network = Network::new(seed, trace.clone());
         keelfs::net::dial_through(Rc::new(network.clone()));
         let diary = Diary::new(trace);
-        let locks = Dice::new(seed, 4).chance(LOCKS_PERCENT);
+        let away = Dice::new(seed, 5).chance(AWAY_PERCENT);
+        let locks = Dice::new(seed, 4).chance(LOCKS_PERCENT) || away;
         diary.with(|pages| pages.locks = locks);
         let hosts: Vec<Host> = (1..=NODES + OUTSIDERS).collect();
         let safety_ms = *dice.pick(&[14_000, 20_000, 40_000]);
+        let safety_ms = if away { AWAY_SAFETY_MS } else { safety_ms };
         let site = Site {
             seed,
             network: network.clone(),
@@ -94,12 +110,14 @@ impl World {
         let mut world = World {
             nodes: (1..=NODES).map(|id| Node::new(id, seed)).collect(),
             outsiders: Vec::new(),
-            nemesis: Nemesis::new(seed, safety_ms, hosts),
+            volumes: Vec::new(),
+            nemesis: Nemesis::new(seed, safety_ms, hosts, away),
             invariants: Invariants::default(),
             consequences: BTreeMap::new(),
             site,
             dice,
             safety_ms,
+            answered: (None, None),
         };
         (NODES + 1..=NODES + OUTSIDERS).for_each(|host| world.add_outsider(host));
         world
@@ -117,18 +135,21 @@ impl World {
             clients::start(&volume, host * 10, PROGRAMS, &diary, &dice);
             volume
         });
-        self.outsiders.push((machine, volume));
+        self.outsiders.push(machine);
+        self.volumes.push(volume);
     }
 
     pub fn run(mut self) -> Outcome {
         let held = self.play();
-        let (operations, answered) = self.site.diary.operations();
+        let lost = self.site.diary.with(|pages| pages.sessions_lost);
+        *self.consequences.entry("lost the session that held a lock".into()).or_default() += lost;
         let mut outcome = Outcome {
             broken: held.err(),
             void: None,
             simulated_ms: os::now_ms(),
-            operations: operations as u64,
-            answered: answered as u64,
+            operations: self.site.diary.operations(),
+            answered: self.site.diary.answered().sum(),
+            amid_faults: self.amid_faults().by_kind(),
             entries: self.invariants.state_machine_safety.entries() as u64,
             leaders: self.invariants.election_safety.leaders() as u64,
             faults: self.nemesis.happened.iter().map(|(fault, count)| (format!("{fault:?}"), *count)).collect(),
@@ -136,21 +157,26 @@ impl World {
             trace: self.site.diary.trace.hash(),
         };
         if outcome.broken.is_none() {
-            outcome.void = self.void(&outcome);
+            outcome.void = self.void();
         }
         // The runtimes are not ended in order: the process ends here.
         std::mem::take(&mut self.nodes).into_iter().for_each(drop);
         outcome
     }
 
-    fn void(&self, outcome: &Outcome) -> Option<String> {
-        let least = self.safety_ms / 500;
+    fn amid_faults(&self) -> Answered {
+        let (before, by_then) = self.answered;
+        let by_then = by_then.unwrap_or_else(|| self.site.diary.answered());
+        before.map_or(Answered::default(), |before| by_then.since(before))
+    }
+
+    fn void(&self) -> Option<String> {
         let missed = self.nemesis.missed();
         if !missed.is_empty() {
             return Some(format!("planned, and never happened: {missed:?}"));
         }
-        (outcome.answered < least)
-            .then(|| format!("{} operations were answered, of at least {least}", outcome.answered))
+        let (had, least) = (self.amid_faults().sum(), self.safety_ms / ANSWER_EVERY_MS);
+        (had < least).then(|| format!("amid the faults clients had {had} answers, of at least {least}"))
     }
 
     fn play(&mut self) -> Held {
@@ -160,11 +186,16 @@ impl World {
                 self.invariants.so_far(&self.site.diary)?;
             }
         }
-        // A fault that has found nothing to do yet has some more time.
-        while !self.nemesis.missed().is_empty() && os::now_ms() < self.safety_ms + 20_000 {
+        // A fault that has found nothing to do yet has some more time; so has a cluster that is to answer with no help of ours.
+        while self.void().is_some() && os::now_ms() < self.safety_ms + MORE_MS {
             self.tick(true)?;
         }
-        self.nemesis.heal(&mut self.nodes, &self.site.network);
+        self.nemesis.heal(&mut Targets {
+            nodes: &mut self.nodes,
+            outsiders: &mut self.outsiders,
+            network: &self.site.network,
+        });
+        self.answered.1 = Some(self.site.diary.answered());
         let healed = os::now_ms();
         while os::now_ms() < healed + LIVENESS_MS {
             self.tick(false)?;
@@ -214,14 +245,21 @@ impl World {
         os::set_now_ms(os::now_ms() + TICK_MS);
         self.site.network.deliver();
         if faults {
-            self.nemesis.step(&mut self.nodes, &self.site.network);
+            self.nemesis.step(&mut Targets {
+                nodes: &mut self.nodes,
+                outsiders: &mut self.outsiders,
+                network: &self.site.network,
+            });
+            if self.answered.0.is_none() && self.nemesis.has_begun() {
+                self.answered.0 = Some(self.site.diary.answered());
+            }
             self.forget_dead_clients();
         }
         for number in 0..self.nodes.len() {
             self.tick_node(number)?;
         }
-        for (machine, _) in &mut self.outsiders {
-            machine.step(&self.site.network, 0, TICK_MS);
+        for machine in &mut self.outsiders {
+            machine.tick(&self.site.network, 0, TICK_MS);
         }
         if let Some(panicked) = crate::panicked() {
             return Err(format!("a panic: {panicked}"));
@@ -298,13 +336,14 @@ impl World {
                 self.count("refused to start: rot");
                 Ok(())
             }
-            Err(StorageError::Io { source, .. }) if source.kind() != std::io::ErrorKind::NotFound => {
-                // No space, a sync that fails, or the power went again.
+            Err(error @ StorageError::Io { .. }) if node.disk.is_off() || node.is_excuse(&error.to_string()) => {
+                // No space, a write or sync that fails, or the power went again.
+                self.site.diary.trace.tell(|| format!("node {} does not start: {error}", number + 1));
                 let power = node.disk.is_off().then(|| Survival::Random(self.dice.any()));
                 node.crash(&self.site.network, power, os::now_ms() + 300);
                 Ok(())
             }
-            Err(error) => Err(format!("node {} refuses to start without rot: {error}", node.id)),
+            Err(error) => Err(format!("node {} does not start, for no reason: {error}", node.id)),
         }
     }
 
@@ -317,11 +356,14 @@ impl World {
     fn exited(&mut self, number: usize, why: &str) -> Held {
         self.site.diary.trace.note("exited", &[number as u64 + 1]);
         self.site.diary.trace.tell(|| format!("node {} has ended: {why}", number + 1));
-        self.count(if why.contains("No space left") {
-            "ended: no space"
-        } else {
-            "ended: its disk or its raft failed"
-        });
+        let node = &mut self.nodes[number];
+        let what = match (node.is_excuse(why), node.rotten) {
+            (true, _) if why.contains("No space left") => "ended: no space",
+            (true, _) => "ended: its disk failed",
+            (false, true) if !why.starts_with(node::DIVERGED) => "ended: rot",
+            _ => return Err(format!("node {} ended for no reason: {why}", node.id)),
+        };
+        self.count(what);
         let node = &mut self.nodes[number];
         // It ended with the exit code that says that a restart does not help.
         if node.rotten && why.contains("no good copy could be had") {

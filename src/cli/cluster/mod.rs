@@ -16,12 +16,14 @@ mod stop;
 use crate::cli::args::{ClusterVerb, DirArgs, KillArgs, RestartArgs};
 use crate::cli::block_on;
 use crate::cli::error::CliResult;
+use crate::cli::mounts::{self, Found, Life};
 use crate::cli::output::{Output, warn};
 use crate::cli::remote::Remote;
 use crate::cli::status::{NodeReport, gather, leader, table, with_lags};
 use config::{ClusterDir, NodeConfig};
 use process::{Duty, Server};
 use serde_json::json;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long a node that has answered may take to say who the members are.
@@ -61,6 +63,16 @@ async fn joined(remote: &Remote, reports: &[NodeReport]) -> Vec<NodeReport> {
 
 fn server(cluster: &ClusterDir, node: &NodeConfig) -> Option<Server> {
     Server::find(&Duty::Node(cluster.data(node.id)))
+}
+
+/// The process of this cluster's mount at this path.
+fn mount_server(cluster: &ClusterDir, path: &Path) -> Option<Server> {
+    Server::find(&Duty::Mount { path: path.to_owned(), cluster: cluster.config.cluster })
+}
+
+/// Is a keelfs mount there that is none of this cluster's: neither its process serves it, nor is its process gone?
+fn is_foreign_mount(cluster: &ClusterDir, path: &Path) -> bool {
+    mounts::found(path) == Found::Ours && mount_server(cluster, path).is_none() && mounts::life(path) != Life::Dead
 }
 
 /// `keelfs cluster status`

@@ -2,12 +2,16 @@
 //!
 //! Decision: a pid file is written for people but never believed, because the number in it may long belong to another
 //! process. A node's process is whichever runs `keelfs serve --data` on exactly that directory, a mount's whichever runs
-//! `keelfs mount` at exactly that path, under whatever name our program goes; and a signal goes through a pidfd that was opened before that was verified, so it
-//! cannot reach a process that took the number over meanwhile.
+//! `keelfs mount` of this cluster at exactly that path, under whatever name our program goes; and a signal goes through a
+//! pidfd that was opened before that was verified, so it cannot reach a process that took the number over meanwhile.
+//!
+//! A path is a name, and a process in another mount namespace (a container) may mean something else by the same name. So
+//! data directories are compared by what they are, and names only with processes that see the same mounts as we do.
 
 use crate::cli::error::{CliError, CliResult, Tried};
 use crate::cli::keys::KEYS_VARIABLE;
 use rustix::fd::OwnedFd;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat, openat2, stat};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
@@ -16,6 +20,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 /// How often we look whether a process has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -25,8 +30,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 pub enum Duty {
     /// Serving the node whose data directory (absolute) this is.
     Node(PathBuf),
-    /// Serving the mount at this path (absolute).
-    Mount(PathBuf),
+    /// Serving the mount of this cluster at this path (absolute).
+    Mount { path: PathBuf, cluster: Uuid },
 }
 
 /// A running `keelfs` process of a cluster, held by a pidfd.
@@ -85,19 +90,49 @@ fn serves(pid: u32, duty: &Duty) -> bool {
         return false;
     }
     match (duty_of(&words), duty) {
-        (Some(Duty::Node(mut named)), Duty::Node(data)) => {
-            if named.is_relative() {
-                let Ok(cwd) = fs::read_link(format!("/proc/{pid}/cwd")) else { return false };
-                named = cwd.join(named);
-            }
-            // Either may be a link to another disk; a directory that is gone can only be compared by its name.
-            let plain = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-            plain(&named) == plain(data)
-        }
+        (Some(Duty::Node(named)), Duty::Node(data)) => is_same_directory(pid, &named, data),
         // Never looked at on the disk: a dead mount does not answer. `keelfs cluster` gives the path absolute.
-        (Some(Duty::Mount(named)), Duty::Mount(path)) => named == *path,
+        (Some(named @ Duty::Mount { .. }), wanted @ Duty::Mount { .. }) => named == *wanted && sees_our_mounts(pid),
         _ => false,
     }
+}
+
+/// Is what this process calls `named` what we call `data`? Either may be a link to another disk.
+fn is_same_directory(pid: u32, named: &Path, data: &Path) -> bool {
+    let found = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    match (seen_by(pid, named).map(found), stat(data).map(found)) {
+        (Ok(theirs), Ok(ours)) => theirs == ours,
+        // Gone, or not for us to look at: nothing but the names is left to compare.
+        _ => {
+            let named = match named.is_relative() {
+                true => fs::read_link(format!("/proc/{pid}/cwd")).map(|cwd| cwd.join(named)),
+                false => Ok(named.to_owned()),
+            };
+            let plain = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+            named.is_ok_and(|named| sees_our_mounts(pid) && plain(&named) == plain(data))
+        }
+    }
+}
+
+/// What is at this path for the process: from its own root, or from its working directory.
+fn seen_by(pid: u32, path: &Path) -> rustix::io::Result<rustix::fs::Stat> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    if path.is_relative() {
+        return stat(Path::new(&format!("/proc/{pid}/cwd")).join(path));
+    }
+    let root = openat(CWD, format!("/proc/{pid}/root"), flags | OFlags::DIRECTORY, Mode::empty())?;
+    // Absolute links on the way lead to the process's root again, not to ours.
+    fstat(openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?)
+}
+
+/// Are the mounts that the process sees the ones that we see? Taken for granted of another user's process, which nobody
+/// but root could harm, and root can look.
+fn sees_our_mounts(pid: u32) -> bool {
+    let theirs = match fs::read_link(format!("/proc/{pid}/ns/mnt")) {
+        Err(why) if why.kind() == std::io::ErrorKind::PermissionDenied => return true,
+        theirs => theirs.ok(),
+    };
+    theirs.is_some() && theirs == fs::read_link("/proc/self/ns/mnt").ok()
 }
 
 fn is_named_keelfs(words: &[&[u8]]) -> bool {
@@ -111,7 +146,8 @@ fn runs_program(pid: u32, file: &Path) -> bool {
     found(file).is_some_and(|file| found(Path::new(&format!("/proc/{pid}/exe"))) == Some(file))
 }
 
-/// What `keelfs serve --data DIR` and `keelfs mount --own-session NODES DIR` are there for, as their words name it.
+/// What `keelfs serve --data DIR` and `keelfs mount --own-session NODES DIR --cluster UUID` are there for, as their words
+/// name it. A mount that does not say of which cluster it is was not made by `keelfs cluster`.
 fn duty_of(words: &[&[u8]]) -> Option<Duty> {
     let path = |word: &[u8]| PathBuf::from(OsStr::from_bytes(word));
     match (*words.get(1)?, *words.get(2)?) {
@@ -120,7 +156,11 @@ fn duty_of(words: &[&[u8]]) -> Option<Duty> {
             let data = words.get(at)?.strip_prefix(b"--data=").or_else(|| words.get(at + 1).copied())?;
             Some(Duty::Node(path(data)))
         }
-        (b"mount", b"--own-session") => Some(Duty::Mount(path(words.get(4)?))),
+        (b"mount", b"--own-session") => {
+            let at = words.iter().position(|w| *w == b"--cluster")?;
+            let cluster = std::str::from_utf8(words.get(at + 1)?).ok()?.parse().ok()?;
+            Some(Duty::Mount { path: path(words.get(4)?), cluster })
+        }
         _ => None,
     }
 }
@@ -200,7 +240,10 @@ mod tests {
         let node = Some(Duty::Node("/d/node-1".into()));
         assert_eq!(duty("/usr/bin/keelfs serve --data /d/node-1 --mount /m"), node);
         assert_eq!(duty("keelfs serve --own-session --data=/d/node-1"), node);
-        assert_eq!(duty("keelfs mount --own-session 127.0.0.1:1,127.0.0.1:2 /m"), Some(Duty::Mount("/m".into())));
+        let mount =
+            "keelfs mount --own-session 127.0.0.1:1,127.0.0.1:2 /m --cluster 00000000-0000-0000-0000-000000000007";
+        assert_eq!(duty(mount), Some(Duty::Mount { path: "/m".into(), cluster: Uuid::from_u128(7) }));
+        assert_eq!(duty("keelfs mount --own-session 127.0.0.1:1 /m --source keelfs"), None, "of whichever cluster");
         assert_eq!(duty("keelfs mount 127.0.0.1:1 /m"), None);
         assert_eq!(duty("keelfs serve"), None);
     }
@@ -221,7 +264,8 @@ mod tests {
     #[test]
     fn a_strange_process_with_a_recycled_pid_is_not_ours() {
         let tmp = tempfile::tempdir().unwrap();
-        for duty in [Duty::Node(tmp.path().into()), Duty::Mount(tmp.path().into())] {
+        let mount = Duty::Mount { path: tmp.path().into(), cluster: Uuid::nil() };
+        for duty in [Duty::Node(tmp.path().into()), mount] {
             assert!(Server::open(std::process::id(), &duty).is_none());
             assert!(Server::find(&duty).is_none());
         }

@@ -1,8 +1,8 @@
 //! `keelfs cluster start`: check what can be checked, make what is missing, start what does not run, wait until it serves.
 
 use super::config::{ClusterConfig, ClusterDir, NodeConfig};
-use super::process::{self, Duty};
-use super::{ports, report, server};
+use super::process;
+use super::{is_foreign_mount, mount_server, ports, report, server};
 use crate::cli::args::StartArgs;
 use crate::cli::block_on;
 use crate::cli::error::{CliError, CliResult, Tried};
@@ -47,6 +47,7 @@ pub fn start(args: StartArgs, output: Output) -> CliResult {
         false => make(&args).inspect_err(|_| drop(fs::remove_dir(&args.at.dir)))?,
     };
     let all: Vec<_> = cluster.nodes().collect();
+    all.iter().filter_map(|node| node.mount.as_deref()).try_for_each(|path| must_not_be_taken(&cluster, path))?;
     bring_up(&cluster, &all, args.timeout)?;
     if !rustix::process::geteuid().is_root() {
         let remote = Remote::of_cluster(&cluster, args.timeout)?;
@@ -54,6 +55,19 @@ pub fn start(args: StartArgs, output: Output) -> CliResult {
     }
     let reports = report(&cluster)?;
     output.show(&reports, || told(&cluster, &reports))
+}
+
+/// Another cluster, or a mount that somebody made by hand, may have come to our mount's place since it was ours.
+fn must_not_be_taken(cluster: &ClusterDir, path: &Path) -> CliResult {
+    match is_foreign_mount(cluster, path) {
+        false => Ok(()),
+        true => Err(CliError::failed(format!(
+            "{} is a keelfs mount that this cluster has not made: `keelfs umount {}` first, or give this cluster another \
+             place with --mount NODE=PATH",
+            path.display(),
+            path.display()
+        ))),
+    }
 }
 
 /// A directory for a new cluster is missing or empty.
@@ -107,7 +121,7 @@ fn remount(cluster: &mut ClusterDir, args: &StartArgs) -> CliResult {
     let wanted = mounts_of(&ids, &args.mount)?;
     for node in &cluster.config.nodes {
         let Some(path) = node.mount.as_ref().filter(|path| Some(*path) != wanted.get(&node.id)) else { continue };
-        if mounts::found(path) == Found::Ours {
+        if mounts::found(path) == Found::Ours && !is_foreign_mount(cluster, path) {
             return Err(CliError::failed(format!(
                 "{} is mounted: first `keelfs cluster stop --dir {}`",
                 path.display(),
@@ -223,14 +237,14 @@ pub fn bring_up(cluster: &ClusterDir, nodes: &[&NodeConfig], timeout: Duration) 
     let mut starting = dead.iter().map(|node| start_node(cluster, node)).collect::<CliResult<Vec<_>>>()?;
     wait_for(cluster, &mut starting, deadline, |reports| lacking_nodes(nodes, reports))?;
     let mounts = nodes.iter().filter_map(|node| Some((*node, node.mount.as_deref()?)));
-    let missing: Vec<_> = mounts.filter(|(_, path)| !serves_mount(path)).collect();
+    let missing: Vec<_> = mounts.filter(|(_, path)| !serves_mount(cluster, path)).collect();
     let mut starting =
         missing.iter().map(|(node, path)| start_mount(cluster, node, path)).collect::<CliResult<Vec<_>>>()?;
-    wait_for(cluster, &mut starting, deadline, |reports| lacking_mounts(nodes, reports))
+    wait_for(cluster, &mut starting, deadline, |reports| lacking_mounts(cluster, nodes, reports))
 }
 
-fn serves_mount(path: &Path) -> bool {
-    process::Server::find(&Duty::Mount(path.to_owned())).is_some() && mounts::found(path) == Found::Ours
+fn serves_mount(cluster: &ClusterDir, path: &Path) -> bool {
+    mount_server(cluster, path).is_some() && mounts::found(path) == Found::Ours
 }
 
 fn start_node(cluster: &ClusterDir, node: &NodeConfig) -> CliResult<Starting> {
@@ -252,14 +266,17 @@ fn start_node(cluster: &ClusterDir, node: &NodeConfig) -> CliResult<Starting> {
     Ok(started)
 }
 
-/// The mount beside a node asks that node first.
+/// The mount beside a node asks that node first, and is of this cluster or none.
 fn start_mount(cluster: &ClusterDir, node: &NodeConfig, path: &Path) -> CliResult<Starting> {
+    must_not_be_taken(cluster, path)?;
     prepare_mount(path)?;
     let others = cluster.config.nodes.iter().filter(|other| other.id != node.id);
     let addresses: Vec<_> = [node].into_iter().chain(others).map(|node| node.address.to_string()).collect();
     let addresses = addresses.join(",");
     let mut words: Vec<&OsStr> = ["mount", "--own-session", &addresses].map(OsStr::new).into();
-    words.extend([path.as_os_str(), OsStr::new("--source"), OsStr::new("keelfs")]);
+    let id = cluster.config.cluster.to_string();
+    words.extend([path.as_os_str(), OsStr::new("--cluster"), OsStr::new(&id)]);
+    words.extend(["--source", "keelfs"].map(OsStr::new));
     let keys = cluster.client_directory();
     if let Some(keys) = &keys {
         words.extend([OsStr::new("--tls"), keys.as_os_str()]);
@@ -316,18 +333,15 @@ fn lacking_nodes(nodes: &[&NodeConfig], reports: &[NodeReport]) -> Vec<String> {
 }
 
 /// Without a majority a mount cannot answer, and is not waited for.
-fn lacking_mounts(nodes: &[&NodeConfig], reports: &[NodeReport]) -> Vec<String> {
+fn lacking_mounts(cluster: &ClusterDir, nodes: &[&NodeConfig], reports: &[NodeReport]) -> Vec<String> {
     let mounts = nodes.iter().filter_map(|node| node.mount.as_deref());
-    let missing = mounts.filter(|path| have_majority(reports) && !mounted(path));
+    let answers = |path: &Path| serves_mount(cluster, path) && mounts::life(path) == Life::Answers;
+    let missing = mounts.filter(|path| have_majority(reports) && !answers(path));
     missing.map(|path| format!("{} does not answer", path.display())).collect()
 }
 
 fn have_majority(reports: &[NodeReport]) -> bool {
     reports.iter().filter(|report| report.pid.is_some()).count() > reports.len() / 2
-}
-
-fn mounted(path: &Path) -> bool {
-    mounts::found(path) == Found::Ours && mounts::life(path) == Life::Answers
 }
 
 fn must_live(started: &mut Starting) -> CliResult {

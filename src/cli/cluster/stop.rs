@@ -1,8 +1,8 @@
 //! `keelfs cluster stop` and `destroy`: unmount, then end the nodes.
 
 use super::config::{ClusterDir, NodeConfig};
-use super::process::{self, Duty, Server};
-use super::server;
+use super::process;
+use super::{is_foreign_mount, mount_server, server};
 use crate::cli::args::{DestroyArgs, DirArgs};
 use crate::cli::error::{CliError, CliResult, Tried};
 use crate::cli::mounts::{self, Found, Unmount};
@@ -75,11 +75,11 @@ fn hold(cluster: &ClusterDir, node: &NodeConfig, patience: Duration) -> CliResul
 /// Unmount everywhere, before the nodes end, so that programs see a clean end instead of a dead mount.
 fn end_mounts(cluster: &ClusterDir) -> CliResult {
     let paths: Vec<_> = cluster.config.nodes.iter().filter_map(|node| node.mount.as_deref()).collect();
-    paths.iter().try_for_each(|path| unmount(path))?;
+    paths.iter().try_for_each(|path| unmount(cluster, path))?;
     // Each process ends its session when its mount has ended; one that programs still use is ended with them.
     let deadline = Instant::now() + MOUNT_PATIENCE;
     for path in paths {
-        let Some(server) = Server::find(&Duty::Mount(path.to_owned())) else { continue };
+        let Some(server) = mount_server(cluster, path) else { continue };
         if !server.wait_gone(deadline) {
             process::end(&[server], MOUNT_PATIENCE)?;
         }
@@ -87,9 +87,14 @@ fn end_mounts(cluster: &ClusterDir) -> CliResult {
     Ok(())
 }
 
-/// A mount that programs use, or whose process is gone, is taken out of sight at once.
-fn unmount(path: &Path) -> CliResult {
+/// A mount that programs use, or whose process is gone, is taken out of sight at once. Another cluster may have been
+/// mounted at the same path since: that is not ours to end.
+fn unmount(cluster: &ClusterDir, path: &Path) -> CliResult {
     if mounts::found(path) != Found::Ours {
+        return Ok(());
+    }
+    if is_foreign_mount(cluster, path) {
+        warn(&format!("{} is a mount that this cluster has not made: it is left alone", path.display()));
         return Ok(());
     }
     match mounts::release(path, Unmount::Clean) {

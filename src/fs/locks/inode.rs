@@ -155,9 +155,9 @@ impl InodeLocks {
     }
 
     /// Whom this owner waits for here, over all its waits.
-    pub fn blockers_of(&self, holder: Holder) -> Vec<Holder> {
-        let own = self.waiting.iter().enumerate().filter(|(_, w)| Holder::of(w) == holder);
-        own.flat_map(|(place, w)| self.blockers_at(place, w)).collect()
+    pub fn blockers_of(&self, holder: Holder) -> impl Iterator<Item = Holder> + '_ {
+        let own = self.waiting.iter().enumerate().filter(move |(_, w)| Holder::of(w) == holder);
+        own.flat_map(|(place, w)| self.blockers_at(place, w))
     }
 
     /// Earlier waiters and holders that conflict with a request at this place of the queue. The search ends at a waiter
@@ -178,8 +178,8 @@ impl InodeLocks {
         self.held.len().saturating_add(self.waiting.len().saturating_mul(WAITER_WEIGHT))
     }
 
-    /// Grant in order whatever is not blocked. A grant that changes its owner's older ranges may free earlier waiters:
-    /// then the search starts again.
+    /// Grant in order whatever is not blocked. A grant that makes an exclusive range of its owner's shared may free earlier
+    /// waiters: then the search goes back to the first of them. Whatever else a grant changes can only block more.
     fn grant_waiters(&mut self) {
         let mut place = 0;
         while let Some(waiter) = self.waiting.get(place).copied() {
@@ -188,13 +188,19 @@ impl InodeLocks {
                 continue;
             }
             self.waiting.remove(place);
-            let converts =
-                self.held.iter().any(|h| same_owner(&h.lock, &waiter) && overlap(h.lock.range, waiter.range));
-            self.hold(&waiter);
-            if converts {
-                place = 0;
+            if self.weakens(&waiter) {
+                let was = LockHolder { mode: LockMode::Exclusive, ..waiter };
+                let freed = |earlier: &LockHolder| earlier.mode == LockMode::Shared && conflicts(earlier, &was);
+                place = self.waiting.iter().take(place).position(freed).unwrap_or(place);
             }
+            self.hold(&waiter);
         }
+    }
+
+    /// Would its grant make an exclusive range shared?
+    fn weakens(&self, request: &LockHolder) -> bool {
+        let older = |h: &&Held| same_owner(&h.lock, request) && overlap(h.lock.range, request.range);
+        request.mode == LockMode::Shared && self.held.iter().filter(older).any(|h| h.lock.mode == LockMode::Exclusive)
     }
 
     fn is_blocked(&self, place: usize, waiter: &LockHolder) -> bool {

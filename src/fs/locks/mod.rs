@@ -13,7 +13,9 @@
 //! * A flock that is converted is kept until the new mode is granted or queued; it is given up only if the request has
 //!   to wait (`flock(2)`, section NOTES, allows losing it in both cases). A refusal thus really changes nothing.
 //! * Deadlocks are looked for among POSIX owners, over all inodes, when a request is about to wait (`fcntl(2)`, EDEADLK). An
-//!   owner is a process: threads that wait for each other's locks are seen as one, as on Linux.
+//!   owner is a process: threads that wait for each other's locks are seen as one, as on Linux. An earlier waiter is waited
+//!   for like a holder, because the queue keeps its order: whoever would stand behind one that waits for his own process is
+//!   refused. Linux, where whoever wakes first gets the lock, looks at holders alone and lets him wait.
 //! * `generation`, the fencing token, counts the exclusive grants on an inode and is remembered until the inode goes.
 //!   Ranges that join take the newest.
 //! * The locks of an inode are one small vector, copied on change. Cost: an inode with thousands of locks pays for each
@@ -231,13 +233,13 @@ impl Locks {
     fn would_deadlock(&self, ino: Ino, request: &LockHolder) -> bool {
         let asker = Holder::of(request);
         let mut open = self.get(ino).map(|locks| locks.blockers(request)).unwrap_or_default();
-        let mut seen = BTreeSet::new();
+        let mut seen: BTreeSet<Holder> = open.iter().copied().collect();
         while let Some(holder) = open.pop() {
             if holder == asker {
                 return true;
             }
-            if matches!(holder.owner, LockOwner::Posix(_)) && seen.insert(holder) {
-                open.extend(self.blockers_of(holder));
+            if matches!(holder.owner, LockOwner::Posix(_)) {
+                open.extend(self.blockers_of(holder).filter(|blocker| seen.insert(*blocker)));
             }
         }
         false

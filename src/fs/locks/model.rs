@@ -331,6 +331,16 @@ fn a_deadlock_is_seen_past_a_waiter_that_covers_only_part_of_the_range() {
     assert_eq!(locks.lock(FILE, posix(1, 4, 5, Exclusive), WAIT), Err(Refusal::Deadlock));
 }
 
+/// Linux would let him wait, because the holder waits for nobody.
+#[test]
+fn nobody_queues_behind_one_that_waits_for_his_own_process() {
+    let mut locks = Locks::default();
+    locks.lock(FILE, posix(1, 0, 10, Exclusive), WAIT).unwrap();
+    assert_eq!(locks.lock(FILE, posix(2, 0, 10, Exclusive), WAIT), Ok(Reply::Waiting));
+    assert_eq!(locks.lock(FILE, posix(3, 0, 10, Exclusive), WAIT), Ok(Reply::Waiting));
+    assert_eq!(locks.lock(FILE, posix(2, 0, 5, Exclusive), WAIT), Err(Refusal::Deadlock), "of another thread");
+}
+
 #[test]
 fn a_waiter_does_not_overtake_an_earlier_one_that_wants_the_same_byte() {
     let mut locks = Locks::default();
@@ -344,6 +354,18 @@ fn a_waiter_does_not_overtake_an_earlier_one_that_wants_the_same_byte() {
     assert_eq!(locks.held(FILE).map(|l| l.session.0).collect::<Vec<_>>(), [3]);
     locks.end_session(SessionId(3));
     assert_eq!(locks.held(FILE).map(|l| l.session.0).collect::<Vec<_>>(), [4]);
+}
+
+#[test]
+fn a_grant_that_makes_a_range_shared_frees_who_came_earlier() {
+    let mut locks = Locks::default();
+    locks.lock(FILE, posix(1, 0, 5, Exclusive), WAIT).unwrap();
+    locks.lock(FILE, posix(2, 6, 9, Exclusive), WAIT).unwrap();
+    assert_eq!(locks.lock(FILE, posix(3, 0, 3, Shared), WAIT), Ok(Reply::Waiting));
+    assert_eq!(locks.lock(FILE, posix(1, 0, 9, Shared), WAIT), Ok(Reply::Waiting));
+    locks.lock(FILE, posix(2, 6, 9, Unlock), WAIT).unwrap();
+    assert_eq!(locks.waiting(FILE).count(), 0);
+    assert_eq!(locks.held(FILE).map(|l| (l.session.0, l.mode)).collect::<Vec<_>>(), [(1, Shared), (3, Shared)]);
 }
 
 #[test]

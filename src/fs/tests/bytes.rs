@@ -172,6 +172,32 @@ fn sizes_have_an_end() {
     assert_eq!(tree(&play.state), before);
 }
 
+/// What a copy shows is the source's own entries, and nothing new in the log.
+/// Holds [A5].
+#[test]
+fn a_copy_shares_and_is_cut_short_behind_so_many_extents() {
+    let mut play = Play::new();
+    let (source, target) = (play.file("source"), play.file("target"));
+    // with a hole behind each byte, so that no two extents are one
+    for at in 0..crate::limits::COPY_EXTENTS_MAX as u64 + 10 {
+        play.run_unchecked(Command::Write { ino: source, offset: 2 * at, length: 1 }).unwrap();
+    }
+    let size = play.stat(source).size;
+    let copy = |offset, length| Command::CopyRange {
+        from: source,
+        from_offset: offset,
+        to: target,
+        to_offset: offset,
+        length,
+    };
+    assert_eq!(copy(0, size).body_length(), 0, "a copy carries no bytes");
+    assert_eq!(play.run(copy(0, size)), Ok(Reply::Copied(2 * 4096)), "fewer than asked for, in one step");
+    let rest = size - 2 * 4096;
+    assert_eq!(play.run(copy(2 * 4096, rest)), Ok(Reply::Copied(rest)));
+    assert_eq!(read(&play.state, target, 0, u64::MAX), read(&play.state, source, 0, u64::MAX));
+    assert_eq!(play.state.live_bodies(LogIndex(0)).count() as u64, size.div_ceil(2), "those of the writes");
+}
+
 #[test]
 fn copying_onto_itself_is_refused_and_doubling_is_bounded() {
     let mut play = Play::new();

@@ -24,6 +24,25 @@ fn nothing_ends_early_and_what_was_renewed_stays() {
     assert_eq!(play.at("f"), Err(Refusal::NoSuchName));
 }
 
+/// One leader's wall clock is an hour ahead, for one entry. Times of changes stay ahead; deadlines that are named as wall
+/// times go by the clocks of those who lead afterwards.
+#[test]
+fn a_wrong_wall_clock_shortens_no_life_that_is_set_after_it() {
+    let mut play = Play::new();
+    let file = play.file("f");
+    let mut ahead = play.stamp();
+    ahead.wall.seconds += 3600;
+    play.state.apply(ahead, &request(SessionId(0), 0, 0, USER, Command::Tick), 0).unwrap();
+    play.run(Command::SetExpiry { ino: file, expiry: ExpiryChange::At { unix_seconds: 1_000_600 } }).unwrap();
+    assert_eq!(play.xattr(file, "user.keelfs.ttl"), Ok("600".into()));
+    assert_eq!(play.xattr(file, "user.keelfs.expires"), Ok("1000600".into()));
+    assert!(play.stat(file).ctime >= ahead.wall, "times of changes never go back");
+    play.expire_until(599 * SECOND);
+    assert!(play.at("f").is_ok());
+    play.expire_until(600 * SECOND);
+    assert_eq!(play.at("f"), Err(Refusal::NoSuchName));
+}
+
 /// Found by chaos (torn, seed 1005): whoever had looked the file up before it ended was told that it was renewed.
 #[test]
 fn what_has_ended_is_neither_renewed_nor_replaced() {
@@ -32,6 +51,9 @@ fn what_has_ended_is_neither_renewed_nor_replaced() {
     play.run(expire_after(file, 1)).unwrap();
     play.expire_until(play.now + SECOND);
     assert_eq!(play.run(expire_after(file, 1)), Err(Refusal::NoSuchInode));
+    let ephemeral = |ephemeral| Command::SetEphemeral { ino: file, ephemeral };
+    assert_eq!(play.run(ephemeral(true)), Err(Refusal::NoSuchInode));
+    assert_eq!(play.run(ephemeral(false)), Ok(Reply::Done));
     let version = play.stat(file).version;
     let cas = Command::Replace { ino: file, expected: version, expiry: ExpiryChange::Keep, length: 0 };
     assert_eq!(
@@ -88,7 +110,6 @@ fn a_default_ttl_is_given_to_what_is_made_and_not_again() {
     assert_eq!(ttl(&play, made), Err(Refusal::NoSuchXattr));
 }
 
-/// Holds [E2].
 #[test]
 fn what_is_open_somewhere_outlives_its_name() {
     let mut play = Play::new();
@@ -152,6 +173,22 @@ fn with_a_session_end_its_locks_holds_and_ephemeral_files() {
     play.put(&request(theirs, 2, 2, USER, unlink), 0).unwrap();
     play.expire_until(play.now);
     assert_eq!(play.at("d"), Err(Refusal::NoSuchName));
+}
+
+#[test]
+fn more_ephemeral_files_than_one_entry_removes_expire_at_once() {
+    let mut play = Play::new();
+    let most = crate::limits::EPHEMERALS_AT_ONCE_MAX;
+    for number in 0..most + 70 {
+        let (node, name) = (NewNode::File, name(&number.to_string()));
+        let made = play.run_unchecked(Command::Make { parent: Ino::ROOT, name, node, mode: 0, umask: 0 });
+        let ino = attributes(made).ino;
+        play.run_unchecked(Command::SetEphemeral { ino, ephemeral: true }).unwrap();
+    }
+    play.run(Command::CloseSession).unwrap();
+    assert_eq!(play.state.dentries.len(), 70);
+    play.expire_until(play.now);
+    assert_eq!(play.state.dentries.len(), 0);
 }
 
 #[test]

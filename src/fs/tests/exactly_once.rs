@@ -29,6 +29,16 @@ fn a_refusal_is_kept_like_any_reply() {
     assert!(play.at("f").is_ok());
 }
 
+/// Only a bug executes a request twice; then what it did must show, not the count of its replies.
+#[test]
+fn a_reply_that_replaces_another_is_not_counted_twice() {
+    let mut play = Play::new();
+    for outcome in [Ok(Reply::Done), Err(Refusal::NoSuchName)] {
+        play.state.keep_reply(play.session, Sequence(10), &outcome);
+        play.state.check().unwrap();
+    }
+}
+
 #[test]
 fn what_was_given_up_is_never_executed() {
     let mut play = Play::new();

@@ -48,6 +48,22 @@ fn two_names_of_one_inode_are_not_renamed_onto_each_other() {
     assert_eq!(play.rename((Ino::ROOT, "f"), (Ino::ROOT, "g"), RenameMode::NoReplace), Err(Refusal::NameTaken));
 }
 
+/// Holds [N6].
+#[test]
+fn a_file_has_so_many_names_and_no_more() {
+    let mut play = Play::new();
+    let file = play.file("0");
+    let link = |play: &mut Play, number: u32| {
+        play.run_unchecked(Command::Link { ino: file, parent: Ino::ROOT, name: name(&number.to_string()) })
+    };
+    for number in 1..65_000 {
+        assert_eq!(attributes(link(&mut play, number)).nlink, number + 1);
+    }
+    assert_eq!(link(&mut play, 65_000), Err(Refusal::TooManyLinks));
+    play.unlink("7").unwrap();
+    assert_eq!(attributes(link(&mut play, 65_000)).nlink, 65_000);
+}
+
 #[test]
 fn a_name_that_means_something_else_by_now_is_left_alone() {
     let mut play = Play::new();

@@ -189,6 +189,32 @@ fn a_flipped_bit_is_never_served_and_never_cut() {
     assert!(refused > 300 && met > 1500 && harmless > 100, "{refused} refused, {met} met, {harmless} harmless");
 }
 
+/// Headers and trailer show together that nothing else is missing; and what the segment holds can still be moved.
+#[test]
+fn a_lost_seal_costs_nothing_and_its_segment_can_be_emptied() {
+    let (disk, entries) = written();
+    let (name, content) = ("0000000000000001.seg", disk.content("0000000000000001.seg").unwrap());
+    let trailer: &[u8; 64] = content[content.len() - 64..].try_into().unwrap();
+    let seal = u32::from_le_bytes([trailer[12], trailer[13], trailer[14], trailer[15]]) as u64;
+    for at in (seal..seal + 64).chain([seal + 64]) {
+        let disk = disk.copy();
+        assert!(disk.flip_bit(name, at, at as u8));
+        let log = open(&disk, 2).unwrap();
+        assert_eq!(log.entries(0, 99, usize::MAX, true).unwrap(), entries);
+        purge(&log, entries[11].id);
+        log.reclaim(&|index| index == 1).unwrap();
+        assert!(!disk.list().unwrap().contains(&name.into()), "byte {}", at - seal);
+        assert_eq!(log.read_body(1, 0, 400).unwrap(), body(&entries[1]));
+    }
+    // With the record in front of it, something is missing; and without the trailer, nobody knows.
+    let last = entries.iter().rfind(|entry| content.windows(50).any(|window| window == entry.command)).unwrap();
+    for other in [header_of(&disk, name, last) + 20, SEGMENT_BYTES - 60] {
+        let disk = disk.copy();
+        assert!(disk.flip_bit(name, seal + 20, 1) && disk.flip_bit(name, other, 1));
+        assert!(matches!(open(&disk, 2), Err(StorageError::Damaged { .. })), "offset {other}");
+    }
+}
+
 /// No entry follows that would show the hole; what was written behind it still proves that it was durable.
 #[test]
 fn the_last_entry_is_never_cut_when_a_later_record_proves_it_durable() {

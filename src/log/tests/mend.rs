@@ -40,7 +40,7 @@ fn damaged(log: &Log) -> Vec<u64> {
 }
 
 /// The last segment, in which headers are read at each opening.
-fn last_segment(disk: &SimulatedDisk) -> String {
+pub fn last_segment(disk: &SimulatedDisk) -> String {
     disk.list().unwrap().into_iter().rfind(|name| name.ends_with(".seg")).unwrap()
 }
 
@@ -133,7 +133,7 @@ fn a_mended_entry_may_be_truncated_and_purged_like_any_other() {
 }
 
 /// What an opening asks for, and what it is given.
-fn opened_with(disk: &SimulatedDisk, peer: &[Entry]) -> (Result<Log, StorageError>, Vec<Range<u64>>) {
+pub fn opened_with(disk: &SimulatedDisk, peer: &[Entry]) -> (Result<Log, StorageError>, Vec<Range<u64>>) {
     let asked = std::cell::RefCell::new(Vec::new());
     let supply = |range: Range<u64>| {
         asked.borrow_mut().push(range.clone());

@@ -9,6 +9,7 @@ mod real;
 mod rig;
 mod space;
 mod subsets;
+mod unreadable;
 
 use std::sync::Arc;
 use std::sync::mpsc;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::super::disk::{Disk, DiskFile};
 use super::super::simulated::{SimulatedDisk, Survival};
-use super::super::{Done, Entry, EntryId, Log, Options, StorageError, Threading};
+use super::super::{Body, Done, Entry, EntryId, Log, Options, StorageError, Threading};
 use super::rig::snapshot;
 use super::{body, entry, waiter};
 
@@ -81,6 +81,51 @@ fn mostly_dead_segments_are_emptied_and_go() {
     let log = open(&disk.crash(Survival::Nothing), 3).unwrap();
     expect_live_bodies(&log, &entries);
     assert_eq!(log.entries(591, 600, usize::MAX, true).unwrap(), entries[591..]);
+}
+
+/// The record of a mended entry is another one than that of an entry, and its body is found like any.
+#[test]
+fn a_mended_body_does_not_keep_its_segment() {
+    let (disk, entries) = (SimulatedDisk::new(), (0..600).map(|i| entry(1, i, 60, 1500)).collect::<Vec<_>>());
+    let log = open(&disk, 1).unwrap();
+    for chunk in entries.chunks(20) {
+        append(&log, chunk).unwrap();
+        if chunk[0].id.index == 200 {
+            log.mend_entry(entries[25].clone(), Box::new(|_| ()));
+        }
+    }
+    purge(&log, entries[590].id);
+    drop(log);
+    for log in [open(&disk.copy(), 2).unwrap(), open(&disk, 2).unwrap()] {
+        assert!(!log.reclaim(&is_live).unwrap());
+        expect_live_bodies(&log, &entries);
+    }
+    assert!(segments(&disk) <= 2, "{:?}", disk.list());
+}
+
+/// Two segments that cannot be emptied, with more live bytes than one call moves: there is nothing to come back for.
+#[test]
+fn what_cannot_be_moved_is_no_reason_to_try_again_at_once() {
+    const LARGE_SEGMENT_BYTES: u64 = 36 << 20;
+    let disk = SimulatedDisk::new();
+    let options = Options { segment_bytes: LARGE_SEGMENT_BYTES, cache_bytes: 0, seed: 1, threading: Threading::Pumped };
+    let log = Log::open_on(Arc::new(disk.clone()), options).unwrap();
+    // Too small to be punched out.
+    let content = body(&entry(1, 0, 0, 65_000)).clone();
+    let whole = |index| Entry { body: Body::Bytes(content.clone()), ..entry(1, index, 60, 0) };
+    let entries: Vec<_> = (0..1200).map(whole).collect();
+    entries.chunks(50).for_each(|chunk| append(&log, chunk).unwrap());
+    purge(&log, entries[1199].id);
+    // A bit less than half, which is 17 MiB of each segment.
+    let is_live = |index: u64| index % 32 < 15;
+    let names: Vec<_> = disk.list().unwrap().into_iter().filter(|name| name.ends_with(".seg")).collect();
+    assert!(names.len() > 2, "{names:?}");
+    for name in &names[..2] {
+        // In the first two bodies, of which one is live.
+        assert!(disk.flip_bit(name, 30_000, 1) && disk.flip_bit(name, 98_000, 1));
+    }
+    assert!(!log.reclaim(&is_live).unwrap());
+    assert!(names.iter().all(|name| disk.list().unwrap().contains(name)));
 }
 
 #[test]
@@ -207,6 +252,28 @@ fn the_reserve_outlives_a_full_disk_and_a_restart() {
     drop(log);
     let log = open(&disk.crash(Survival::Nothing), 4).unwrap();
     assert_eq!(log.state().last.unwrap().index, next - 1);
+}
+
+/// Giving space back takes its time: what is taken from the reserve meanwhile is replaced meanwhile.
+#[test]
+fn the_reserve_is_filled_up_during_a_reclaim() {
+    let (disk, entries) = purged();
+    let log = open(&disk, 2).unwrap();
+    let filled = std::cell::OnceCell::new();
+    let looked_at = |index| {
+        filled.get_or_init(|| {
+            let (log, (done, result)) = (log.clone(), std::sync::mpsc::channel());
+            std::thread::spawn(move || done.send(log.replenish()));
+            result.recv_timeout(Duration::from_secs(20)).expect("it waits for the reclaim").unwrap();
+            spares(&disk)
+        });
+        is_live(index)
+    };
+    log.reclaim(&looked_at).unwrap();
+    assert_eq!(filled.get(), Some(&2));
+    log.replenish().unwrap();
+    assert!((2..=3).contains(&spares(&disk)), "{:?}", disk.list());
+    expect_live_bodies(&log, &entries);
 }
 
 #[test]

@@ -97,6 +97,7 @@ async fn nodes_and_clients_with_keys_talk_and_nothing_goes_over_the_wire_as_it_i
         assert!(shown.is_none() || plain == b"kf" && shown != Some(0), "{plain:?} at {shown:?}");
     }
     let client = Link::new(with(Some(drawer.keys("ours/client")), None), address, None, Purpose::Client);
+    let sent = message(1, b"head", secret.slice(..1 << 20));
     assert_eq!(client.call(sent.clone(), soon()).await.unwrap(), sent);
 }
 

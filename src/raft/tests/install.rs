@@ -4,6 +4,7 @@ use super::*;
 use crate::fs::State;
 use crate::log::simulated::{SimulatedDisk, Survival};
 use crate::log::{Options, Threading};
+use crate::raft::store::{completion, durable};
 
 type Taken = (StoredMeta, Vec<Bytes>);
 
@@ -89,18 +90,16 @@ async fn an_install_that_is_killed_at_any_step_leaves_the_old_state_or_the_new_o
     cluster.put("kept", body(1, 20_000)).await;
     cluster.put("replaced", body(2, 20_000)).await;
     let (first, old) = take(&mut cluster).await;
-    cluster.put("replaced", body(3, 20_000)).await;
-    cluster.put("new", body(4, 70_000)).await;
-    let (second, new) = take(&mut cluster).await;
-    assert_ne!(old.hash(), new.hash());
-    let members = cluster.addresses();
-
-    let base = SimulatedDisk::new();
+    // Before the second one: the giver need not keep what is dead by then.
+    let (base, members) = (SimulatedDisk::new(), cluster.addresses());
     let laggard = boot(&base, 1, &members).await.unwrap();
     assert!(offer(&laggard, &first, 1).await);
     laggard.shutdown().await;
     drop(laggard);
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    cluster.put("replaced", body(3, 20_000)).await;
+    cluster.put("new", body(4, 70_000)).await;
+    let (second, new) = take(&mut cluster).await;
+    assert_ne!(old.hash(), new.hash());
     assert_eq!(look(&base.copy(), [&old, &new]).await, 0);
 
     let mut seen = [0, 0];
@@ -123,4 +122,60 @@ async fn an_install_that_is_killed_at_any_step_leaves_the_old_state_or_the_new_o
     }
     println!("old {} times, new {} times", seen[0], seen[1]);
     assert!(seen[0] > 10 && seen[1] > 1, "{seen:?}");
+}
+
+/// Its log holds what it has applied, but after a loss of power not the news that all of that is committed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_install_keeps_the_bodies_of_all_that_is_applied() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.put("kept", body(1, 20_000)).await;
+    cluster.put("replaced", body(2, 20_000)).await;
+    let (first, old) = take(&mut cluster).await;
+    let entries = cluster.replica(1).inner.log.entries(0, first.0.last.index + 1, 1 << 20, true).unwrap();
+    cluster.put("replaced", body(3, 20_000)).await;
+    let (second, new) = take(&mut cluster).await;
+
+    let disk = SimulatedDisk::new();
+    let options = Options { segment_bytes: 1 << 20, cache_bytes: 0, seed: 1, threading: Threading::Own };
+    let log = Log::open_on(Arc::new(disk.clone()), options).unwrap();
+    Store::new(log.clone(), None, Endings::default()).save_vote(&Vote::new_committed(1, 1)).await.unwrap();
+    let (done, appended) = completion();
+    log.append(entries, done);
+    durable(appended).await.unwrap();
+    snapshot::write(&log, &first.0, &old).unwrap();
+    drop(log);
+
+    let laggard = boot(&disk, 2, &cluster.addresses()).await.unwrap();
+    assert_eq!(laggard.inner.log.committed(), None);
+    assert!(offer(&laggard, &second, 1).await);
+    laggard.shutdown().await;
+    drop(laggard);
+    assert_eq!(look(&disk.copy(), [&old, &new]).await, 1);
+}
+
+/// Bytes that the files of a disk occupy.
+fn used(disk: &SimulatedDisk) -> u64 {
+    disk.list().unwrap().iter().filter_map(|name| disk.open(name).ok()?.allocated().ok()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_turns_out_to_be_full_refuses_a_snapshot_and_ends_nobody() {
+    let mut cluster = Cluster::start(1).await;
+    let (taken, _) = take(&mut cluster).await;
+    let bytes: usize = taken.1.iter().map(|item| item.len() + 8).sum();
+    assert!(bytes < 3000, "{bytes}");
+    let disk = SimulatedDisk::new();
+    disk.set_capacity(Some(3 << 20));
+    let laggard = boot(&disk, 1, &cluster.addresses()).await.unwrap();
+    let has_slack = |name: &String| name == "slack";
+    let has_reserve = || disk.list().unwrap().iter().filter(|name| name.ends_with(".free") || has_slack(name)).count();
+    until("it has made its reserve", || has_reserve() == 2).await;
+    // It looks like enough for so small a snapshot, and no file can be made in it.
+    disk.set_capacity(Some(used(&disk) + 4095));
+    assert!(!offer(&laggard, &taken, 1).await);
+    laggard.going_on().unwrap();
+    assert!(disk.list().unwrap().iter().all(|name| !name.ends_with(".tmp")));
+    disk.set_capacity(None);
+    assert!(offer(&laggard, &taken, 2).await);
+    laggard.shutdown().await;
 }

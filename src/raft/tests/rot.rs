@@ -259,6 +259,24 @@ async fn a_scrub_finds_and_mends_what_nobody_has_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scrub_mends_all_that_is_missing_and_tells_of_the_first() {
+    let mut cluster = Cluster::start(3).await;
+    for round in 0..120 {
+        cluster.put(&format!("file-{round}"), noise(round, 5000)).await;
+    }
+    cluster.agree().await;
+    let follower = cluster.replica(2);
+    // Else the last one may be of an entry in the middle.
+    follower.raft().trigger().snapshot().await.unwrap();
+    until("most of it is behind the purge point", || follower.status().purged > 80).await;
+    follower.inner.log.reclaim(&|_| false).unwrap();
+    let found = cluster.scrub(2, true).await;
+    assert!(found.damaged > 64 && found.mended == found.damaged, "{found:?}");
+    assert_eq!(found.findings.len(), 32);
+    assert_eq!(cluster.scrub(2, false).await.damaged, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_snapshot_is_replaced_and_never_installed() {
     let mut cluster = Cluster::start(3).await;
     let kept = noise(1, 100_000);

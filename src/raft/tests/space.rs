@@ -163,3 +163,35 @@ async fn a_full_majority_refuses_what_grows_and_a_full_minority_is_carried() {
     cluster.disk(leader).set_capacity(Some(32 * MIB));
     cluster.agree().await;
 }
+
+/// What frees no space and needs none in the tree takes some in the log, and is not stopped by a full disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_reserve_is_used_up_waits_for_room_and_does_not_end() {
+    let mut cluster = Cluster::start_on(vec![SimulatedDisk::new()], SEGMENT_BYTES).await;
+    cluster.put("file", body(1, 1000)).await;
+    let leader = cluster.leader().await;
+    // Others fill the disk; what is given back is taken by them, too.
+    let mut capacity = used(cluster.disk(1));
+    let mut refused = None;
+    for _ in 0..200 {
+        capacity = used(cluster.disk(1)).min(capacity);
+        cluster.disk(1).set_capacity(Some(capacity));
+        let command = Command::KeepAlive { closed: vec![Ino(u64::MAX); 20_000] };
+        cluster.sequence += 1;
+        let request = Request {
+            session: cluster.session,
+            sequence: Sequence(cluster.sequence),
+            first_outstanding: Sequence(cluster.sequence),
+            credentials: Credentials::default(),
+            command,
+        };
+        if let Err(error) = leader.propose(request, Bytes::new()).await {
+            refused = Some(error);
+            break;
+        }
+    }
+    assert_eq!(refused, Some(ReplicaError::NotLeader { leader: None }));
+    leader.going_on().unwrap();
+    cluster.disk(1).set_capacity(None);
+    cluster.unlink("file").await.unwrap();
+}

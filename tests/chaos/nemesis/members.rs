@@ -2,10 +2,12 @@
 //! anew. Numbers are never given twice.
 
 use super::{Episode, Scene};
-use crate::cluster::{NODES, PATIENCE};
+use crate::cluster::{GUEST, NODES, PATIENCE, wait};
 use crate::host::until;
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
+use std::process::Child;
 
 /// The disk of a node is lost with all that was on it; a new node takes its place.
 pub fn replace(scene: &mut Scene) -> Episode {
@@ -38,6 +40,54 @@ pub fn remove_leader(scene: &mut Scene) -> Episode {
     became_whole(scene, place, &before)
 }
 
+/// A sixth node joins and gets its vote, and goes again.
+pub fn add(scene: &mut Scene) -> Episode {
+    let before = members(scene)?;
+    let directory = scene.cluster.setup.directory.join("guest");
+    let (data, all) = (directory.join("data").display().to_string(), scene.cluster.addresses_but(0));
+    fs::create_dir_all(&directory).map_err(|e| format!("cannot make {}: {e}", directory.display()))?;
+    let address = scene.cluster.address(GUEST);
+    scene.cluster.keelfs(&["join", "--data", &data, "--address", &address, "--node", &all])?;
+    let process = scene.cluster.serve(GUEST, &directory.join("data"))?;
+    let mut guest = Guest { process, directory };
+    let six = voters(scene, NODES + 1)?;
+    let new: Vec<u64> = six.keys().filter(|number| !before.contains_key(number)).copied().collect();
+    let &[number] = new.as_slice() else { return Err(format!("{six:?} were {before:?} before one joined")) };
+    scene.hold(1000, 4000);
+    let checked = scene.cluster.check(&format!("{all},{address}"))?;
+    if checked["agree"] != true {
+        return Err(format!("six replicas do not agree: {checked}"));
+    }
+    match scene.dice.percent(50) {
+        true => scene.cluster.keelfs(&["member", "remove", &number.to_string(), "--node", &all])?,
+        false => scene.cluster.keelfs(&["leave", "--data", &data])?,
+    };
+    match wait(&mut guest.process, PATIENCE) {
+        Some(status) if status.success() => {}
+        other => return Err(format!("node {number} was removed, and its process ended with {other:?}")),
+    }
+    if voters(scene, NODES)?.keys().ne(before.keys()) {
+        return Err(format!("the members were {before:?} before one joined and left"));
+    }
+    scene.cluster.wait_until_whole()?;
+    scene.note(format!("node {number} joined, voted and left"));
+    Ok(true)
+}
+
+/// The process of a node that is there for a while, and where its data is.
+struct Guest {
+    process: Child,
+    directory: PathBuf,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
 fn wipe(scene: &mut Scene, place: u64) -> Result<(), String> {
     let data = scene.cluster.data(place);
     fs::remove_dir_all(&data).map_err(|e| format!("cannot remove {}: {e}", data.display()))
@@ -45,14 +95,7 @@ fn wipe(scene: &mut Scene, place: u64) -> Result<(), String> {
 
 /// Five voters again, the new one under a number that nobody had.
 fn became_whole(scene: &mut Scene, place: u64, before: &BTreeMap<u64, String>) -> Episode {
-    let mut last = BTreeMap::new();
-    let voting = until(PATIENCE, || {
-        last = members(scene).unwrap_or_default();
-        last.len() as u64 == NODES && last.values().all(|role| role == "voter" || role == "leader")
-    });
-    if !voting {
-        return Err(format!("five voters are not there within {PATIENCE:?}: {last:?}"));
-    }
+    voters(scene, NODES)?;
     scene.cluster.wait_until_whole()?;
     let new = number_at(scene, place)?;
     scene.note(format!("node {new} has taken place {place}"));
@@ -60,6 +103,16 @@ fn became_whole(scene: &mut Scene, place: u64, before: &BTreeMap<u64, String>) -
         true => Err(format!("the number {new} was given twice")),
         false => Ok(true),
     }
+}
+
+/// Wait until the cluster has so many voters and nobody else.
+fn voters(scene: &mut Scene, count: u64) -> Result<BTreeMap<u64, String>, String> {
+    let mut last = BTreeMap::new();
+    let voting = until(PATIENCE, || {
+        last = members(scene).unwrap_or_default();
+        last.len() as u64 == count && last.values().all(|role| role == "voter" || role == "leader")
+    });
+    if voting { Ok(last) } else { Err(format!("{count} voters are not there within {PATIENCE:?}: {last:?}")) }
 }
 
 /// Number and role.

@@ -4,10 +4,15 @@
 //! not come to what it must come to by itself (a leader, all nodes whole).
 
 mod clock;
+mod damage;
+mod full;
+mod held;
 mod members;
 mod network;
 mod processes;
 mod storage;
+
+pub use held::main as holder;
 
 use crate::cluster::{Cluster, NODES, libfaketime};
 use crate::dice::Dice;
@@ -16,13 +21,17 @@ use std::time::Duration;
 
 pub struct Nemesis {
     pub name: &'static str,
-    /// The rows of the acceptance table that it is for.
+    /// The rows of `FAULTS.md` that it is for, as `tests/faults.rs` sees.
     pub about: &'static str,
+    /// The work without which a run would not show those rows.
+    pub wants: &'static [&'static str],
     pub episode: fn(&mut Scene) -> Episode,
     /// Errors that clients may meet beside "not in time".
     pub errors: &'static [&'static str],
     /// Clients wait as long as by default, and meet no error at all.
     pub unnoticed: bool,
+    /// Nobody need be served while it lasts.
+    pub outage: bool,
     pub needs: Needs,
 }
 
@@ -76,42 +85,58 @@ impl Scene<'_> {
 }
 
 const fn plain(name: &'static str, about: &'static str, episode: fn(&mut Scene) -> Episode) -> Nemesis {
-    Nemesis { name, about, episode, errors: &[], unnoticed: false, needs: Needs::Nothing }
+    Nemesis { name, about, wants: &[], episode, errors: &[], unnoticed: false, outage: false, needs: Needs::Nothing }
 }
 
 const fn filtered(name: &'static str, about: &'static str, episode: fn(&mut Scene) -> Episode) -> Nemesis {
     Nemesis { needs: Needs::PacketFilter, ..plain(name, about, episode) }
 }
 
+const fn wanting(wants: &'static [&'static str], nemesis: Nemesis) -> Nemesis {
+    Nemesis { wants, ..nemesis }
+}
+
+const fn outage(nemesis: Nemesis) -> Nemesis {
+    Nemesis { outage: true, ..nemesis }
+}
+
 /// What a client may meet whose session has ended meanwhile.
 const SESSION_ENDED: &[&str] = &["EIO", "ESTALE"];
 
+const fn losing_a_session(nemesis: Nemesis) -> Nemesis {
+    Nemesis { errors: SESSION_ENDED, ..nemesis }
+}
+
 pub const ALL: &[Nemesis] = &[
-    plain("kill-leader", "1, 29, 31, 32, 33", processes::kill_leader),
+    wanting(&["expiry", "append", "names"], plain("kill-leader", "1, 29, 31, 32, 33", processes::kill_leader)),
     plain("kill-followers", "2", processes::kill_followers),
-    plain("kill-majority", "3, 43", processes::kill_majority),
-    plain("kill-all", "4", processes::kill_all),
-    plain("pause-leader", "7, 30", processes::pause_leader),
+    outage(plain("kill-majority", "3, 43", processes::kill_majority)),
+    outage(plain("kill-all", "4", processes::kill_all)),
+    plain("pause-leader", "7", processes::pause_leader),
+    plain("pause-followers", "2", processes::pause_followers),
     Nemesis { unnoticed: true, ..plain("rolling-restart", "27", processes::rolling_restart) },
-    Nemesis { errors: SESSION_ENDED, ..plain("pause-mount", "34, 46", processes::pause_mount) },
+    wanting(&["lock", "names"], losing_a_session(plain("pause-mount", "34, 46", processes::pause_mount))),
     filtered("cut-minority", "8", network::cut_minority),
     filtered("cut-leader", "8", network::cut_leader),
     filtered("cut-leader-minority", "8", network::cut_leader_minority),
     filtered("one-way", "9", network::one_way),
-    filtered("ring", "10", network::ring),
-    filtered("lossy", "10", network::lossy),
-    Nemesis { errors: SESSION_ENDED, ..filtered("cut-holder", "34, 46", network::cut_holder) },
+    filtered("mute-leader", "9", network::mute_leader),
+    outage(filtered("ring", "10", network::ring)),
+    outage(filtered("lossy", "10", network::lossy)),
+    wanting(&["lock", "names"], losing_a_session(filtered("cut-holder", "34, 46", network::cut_holder))),
     plain("power-one", "6", storage::power_one),
-    plain("power-all", "5", storage::power_all),
-    plain("torn", "11", storage::torn),
-    plain("flip", "12, 14", storage::flip),
+    outage(plain("power-all", "5", storage::power_all)),
+    plain("torn", "11", damage::torn),
+    plain("flip", "12", damage::flip),
     plain("failing-disk", "16", storage::failing_disk),
-    plain("full-leader", "17", storage::full_leader),
-    plain("full-followers", "18", storage::full_followers),
+    plain("full-leader", "17", full::leader),
+    plain("full-followers", "18", full::followers),
+    wanting(&["large"], Nemesis { errors: &["ENOSPC"], ..plain("full-majority", "19", full::majority) }),
     plain("slow-disk", "20", storage::slow_disk),
+    Nemesis { needs: Needs::MemberVerbs, ..plain("add", "26", members::add) },
     Nemesis { needs: Needs::MemberVerbs, ..plain("replace", "26", members::replace) },
     Nemesis { needs: Needs::MemberVerbs, ..plain("remove-leader", "26", members::remove_leader) },
-    Nemesis { needs: Needs::Clocks, ..plain("clock", "28", clock::shift) },
+    wanting(&["expiry"], Nemesis { needs: Needs::Clocks, ..plain("clock", "28", clock::shift) }),
 ];
 
 pub fn named(name: &str) -> Option<&'static Nemesis> {

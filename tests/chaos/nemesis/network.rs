@@ -1,11 +1,9 @@
 //! Faults of the network: packets are dropped where they arrive. A node's mount is cut off with it.
 
+use super::held::{Gone, Held};
 use super::{Episode, Scene};
 use crate::cluster::NODES;
-use std::time::{Duration, Instant};
-
-/// The default time to live of a session is 30 s.
-const LONGER_THAN_A_SESSION: Duration = Duration::from_secs(38);
+use std::time::Instant;
 
 type Ways = Vec<(u64, u64, u64)>;
 
@@ -71,6 +69,18 @@ pub fn one_way(scene: &mut Scene) -> Episode {
     })
 }
 
+/// The leader hears everybody and is heard by nobody: there is another leader, whom the old one hears.
+pub fn mute_leader(scene: &mut Scene) -> Episode {
+    let (leader, _) = scene.cluster.wait_for_leader()?;
+    hold(scene, &pairs(|from, _| from == leader), |scene| {
+        let begun = Instant::now();
+        scene.cluster.wait_for_leader_but(Some(leader))?;
+        scene.note(format!("another leader after {:.1} s", begun.elapsed().as_secs_f64()));
+        scene.hold(500, 5000);
+        Ok(())
+    })
+}
+
 /// Each node reaches its two neighbours only: a majority with itself, and another one for each.
 pub fn ring(scene: &mut Scene) -> Episode {
     let ways = pairs(|from, to| ![1, NODES - 1].contains(&from.abs_diff(to)));
@@ -92,8 +102,14 @@ pub fn lossy(scene: &mut Scene) -> Episode {
 /// A machine is cut off for longer than its mount's session lives: what it holds goes to others.
 pub fn cut_holder(scene: &mut Scene) -> Episode {
     let node = scene.any_node();
-    hold(scene, &cut(&[node]), |_| {
-        std::thread::sleep(LONGER_THAN_A_SESSION);
+    let other = scene.nodes_but(&[node], 1)[0];
+    let held = Held::by(scene, node)?;
+    let mut gone = None;
+    let happened = hold(scene, &cut(&[node]), |scene| {
+        scene.cluster.wait_for_leader_but(Some(node))?;
+        gone = Some(held.goes_to(scene, other)?);
         Ok(())
-    })
+    })?;
+    gone.map_or(Ok(()), Gone::must_be_lost)?;
+    Ok(happened)
 }

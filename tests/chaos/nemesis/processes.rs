@@ -1,13 +1,13 @@
 //! Faults of processes: killed, paused, restarted.
 
+use super::held::Held;
 use super::{Episode, Scene};
-use crate::cluster::{NODES, wait};
+use crate::cluster::{NODES, PATIENCE, wait};
+use crate::host;
 use rustix::process::Signal;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The default time to live of a session is 30 s.
-const LONGER_THAN_A_SESSION: Duration = Duration::from_secs(38);
 /// A killed program that waits for us must end; this tells an end from none.
 const KILLED_LIMIT: Duration = Duration::from_secs(20);
 
@@ -88,11 +88,29 @@ pub fn pause_leader(scene: &mut Scene) -> Episode {
     let (leader, term) = scene.cluster.wait_for_leader()?;
     scene.cluster.signal(leader, Signal::STOP);
     let next = scene.cluster.wait_for_leader_but(Some(leader));
-    scene.hold(500, 6000);
+    match scene.dice.percent(30) {
+        true => scene.hold(10_000, 10_500),
+        false => scene.hold(500, 6000),
+    }
     scene.cluster.signal(leader, Signal::CONT);
     let (_, next) = next?;
     scene.cluster.wait_until_whole()?;
     Ok(next > term)
+}
+
+/// One or two others sleep, and the service goes on; awake again, they catch up and depose nobody.
+pub fn pause_followers(scene: &mut Scene) -> Episode {
+    let (leader, term) = scene.cluster.wait_for_leader()?;
+    let count = scene.dice.between(1, 2) as usize;
+    let some = scene.nodes_but(&[leader], count);
+    some.iter().for_each(|node| scene.cluster.signal(*node, Signal::STOP));
+    scene.hold(3000, 9000);
+    let answered = scene.cluster.statuses().len();
+    some.iter().for_each(|node| scene.cluster.signal(*node, Signal::CONT));
+    scene.cluster.wait_until_whole()?;
+    let (_, next) = scene.cluster.wait_for_leader()?;
+    scene.note(format!("{some:?} were paused; the term went from {term} to {next}"));
+    Ok(answered + count <= NODES as usize)
 }
 
 pub fn rolling_restart(scene: &mut Scene) -> Episode {
@@ -107,12 +125,21 @@ pub fn rolling_restart(scene: &mut Scene) -> Episode {
     Ok(true)
 }
 
-/// A mount sleeps for longer than its session lives.
+/// A mount sleeps for longer than its session lives: what it held is another's, and awake it begins a new session.
 pub fn pause_mount(scene: &mut Scene) -> Episode {
     let node = scene.any_node();
+    let other = scene.nodes_but(&[node], 1)[0];
+    let held = Held::by(scene, node)?;
     scene.cluster.signal_mount(node, Signal::STOP);
-    std::thread::sleep(LONGER_THAN_A_SESSION);
+    let gone = held.goes_to(scene, other);
     scene.cluster.signal_mount(node, Signal::CONT);
-    scene.hold(2000, 3000);
-    Ok(true)
+    let gone = gone?;
+    scene.hold(500, 3000);
+    gone.must_be_lost()?;
+    let file = scene.cluster.node(node).mount.join("awake").display().to_string();
+    let write = || host::try_run(&["timeout", "-k", "5", "40", "sh", "-c", &format!("echo again >> {file}")]).is_ok();
+    match host::until(PATIENCE, write) {
+        true => Ok(true),
+        false => Err(format!("the mount of node {node} was paused, and nothing can be written through it any more")),
+    }
 }

@@ -33,9 +33,10 @@ pub fn play(player: &mut Player) {
     }
 }
 
-/// Try to lock it; if that succeeds keep it for a while, and prove it at the end. Closing gives it back.
+/// Try to lock it, or wait for it; if that succeeds keep it for a while, and prove it at the end. Closing gives it back.
 fn hold(player: &mut Player, file: &str, open: &File) {
-    let locked = player.call(Call::Lock { file: file.into() }, || match lock(file, open) {
+    let waits = player.dice.percent(30);
+    let locked = player.call(Call::Lock { file: file.into() }, || match lock(file, open, waits) {
         Ok(()) => Ok(Answer::Locked(generation(open)?, content(open)?)),
         Err(Errno::AGAIN | Errno::ACCESS) => Ok(Answer::Refused),
         Err(error) => Err(error.into()),
@@ -48,21 +49,29 @@ fn hold(player: &mut Player, file: &str, open: &File) {
     });
 }
 
-fn lock(file: &str, open: &File) -> Result<(), Errno> {
-    if file == FILES[0] {
-        return flock(open, FlockOperation::NonBlockingLockExclusive);
+fn lock(file: &str, open: &File, waits: bool) -> Result<(), Errno> {
+    let (whole, range) = match waits {
+        true => (FlockOperation::LockExclusive, libc::F_OFD_SETLKW),
+        false => (FlockOperation::NonBlockingLockExclusive, libc::F_OFD_SETLK),
+    };
+    match file == FILES[0] {
+        true => flock(open, whole),
+        false => lock_range(open, range),
     }
+}
+
+fn lock_range(open: &File, command: libc::c_int) -> Result<(), Errno> {
     let mut range: libc::flock = unsafe { std::mem::zeroed() };
     range.l_type = libc::F_WRLCK as libc::c_short;
     range.l_whence = libc::SEEK_SET as libc::c_short;
     // SAFETY: the descriptor is open, and the pointer is to a struct flock of ours.
-    match unsafe { libc::fcntl(open.as_raw_fd(), libc::F_OFD_SETLK, &range) } {
+    match unsafe { libc::fcntl(open.as_raw_fd(), command, &range) } {
         0 => Ok(()),
         _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
     }
 }
 
-fn generation(open: &File) -> io::Result<u64> {
+pub fn generation(open: &File) -> io::Result<u64> {
     let mut digits = [0; 32];
     let length = fgetxattr(open, "user.keelfs.lock-gen", &mut digits[..])?;
     let text = std::str::from_utf8(&digits[..length]).unwrap_or_default();

@@ -16,8 +16,9 @@ use crate::history::{History, Op, Outcome};
 use std::io;
 use std::path::Path;
 
-pub use expiry::latest as latest_expiry;
+pub use expiry::{by_clock as expiries_by_clock, latest as latest_expiry};
 pub use large::pattern;
+pub use lock::generation;
 pub use register::spelled;
 pub use tree::look;
 

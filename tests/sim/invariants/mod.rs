@@ -61,13 +61,20 @@ pub struct Invariants {
 struct Mirror {
     ids: BTreeMap<u64, EntryId>,
     last: Option<EntryId>,
+    /// Where the log began when it was last read.
+    first: u64,
+    /// The next entry whose content is to be read.
+    next: u64,
+    /// The next applied one that is to be read, and the next whose state is to be compared.
     applied: u64,
+    hashed: u64,
 }
 
 impl Invariants {
     /// A log was opened: before anything else happens to it.
     pub fn opened(&mut self, node: NodeId, log: &Log) -> Held {
         self.mirrors.remove(&node);
+        self.leader_completeness.role(node, None);
         self.votes.opened(node, log)?;
         self.durable.opened(node, log)
     }
@@ -84,25 +91,29 @@ impl Invariants {
     pub fn look_at_log(&mut self, node: NodeId, log: &Log) -> Held {
         let state = log.state();
         let mirror = self.mirrors.entry(node).or_default();
-        if state.last == mirror.last {
+        let last = state.last.map_or(0, |id| id.index);
+        if state.last != mirror.last {
+            mirror.first = state.last_purged.map_or(0, |id| id.index + 1);
+            mirror.ids = mirror.ids.split_off(&mirror.first);
+            while let Some((index, id)) = mirror.ids.last_key_value() {
+                if log.entry_id(*index) == Some(*id) {
+                    break;
+                }
+                mirror.ids.pop_last();
+            }
+            mirror.last = state.last;
+            let from = mirror.ids.last_key_value().map_or(mirror.first, |(index, _)| index + 1);
+            mirror.ids.extend((from..=last).filter_map(|index| Some((index, log.entry_id(index)?))));
+            mirror.next = mirror.next.min(from);
+            self.durable.truncated(node, from);
+        }
+        if mirror.next > last {
             return Ok(());
         }
-        let first = state.last_purged.map_or(0, |id| id.index + 1);
-        mirror.ids = mirror.ids.split_off(&first);
-        while let Some((index, id)) = mirror.ids.last_key_value() {
-            if log.entry_id(*index) == Some(*id) {
-                break;
-            }
-            mirror.ids.pop_last();
-        }
-        mirror.last = state.last;
-        let from = mirror.ids.last_key_value().map_or(first, |(index, _)| index + 1);
-        self.durable.truncated(node, from);
-        // A log that cannot be read is a node that fails, not a wrong one.
-        let Ok(entries) = log.entries(from, u64::MAX, usize::MAX, true) else { return Ok(()) };
+        let (entries, next) = readable(log, mirror.next, last);
+        mirror.next = next;
         for entry in entries {
             let before = entry.id.index.checked_sub(1).and_then(|index| log.entry_id(index));
-            mirror.ids.insert(entry.id.index, entry.id);
             self.log_matching.holds(node, Record::of(&entry), before)?;
         }
         Ok(())
@@ -111,27 +122,38 @@ impl Invariants {
     /// Look at what a node has applied, and whether it leads.
     pub fn look_at_replica(&mut self, node: NodeId, incarnation: u64, log: &Log, replica: &Replica) -> Held {
         let status = replica.status();
-        if status.role == "leader" && self.election_safety.leads(node, incarnation, status.term)? {
+        let leads = status.role == "leader";
+        if leads && self.election_safety.leads(node, incarnation, status.term)? {
             self.leader_completeness.leads(node, status.term, log)?;
         }
+        self.leader_completeness.role(node, leads.then_some(status.term));
         let mirror = self.mirrors.entry(node).or_default();
-        let (from, to) = (mirror.applied + 1, status.applied);
-        if to < from {
-            return Ok(());
-        }
-        mirror.applied = to;
-        for index in from..=to {
+        for index in mirror.hashed..=status.applied {
             if let Some(hash) = replica.hash_at(keelfs::fs::LogIndex(index)) {
                 self.equal_hashes.applied(node, index, hash)?;
             }
         }
-        let Ok(entries) = log.entries(from, to + 1, usize::MAX, true) else { return Ok(()) };
+        mirror.hashed = mirror.hashed.max(status.applied + 1);
+        let (entries, next) = readable(log, mirror.applied, status.applied);
+        mirror.applied = mirror.applied.max(next);
         for entry in entries {
             let record = Record::of(&entry);
             self.state_machine_safety.applied(node, record)?;
-            self.leader_completeness.committed(record.id);
+            if self.leader_completeness.committed(record.id) {
+                self.later_leaders_have(record.id)?;
+            }
         }
         Ok(())
+    }
+
+    /// As their logs were last seen: a leader never loses what it began with.
+    fn later_leaders_have(&self, id: EntryId) -> Held {
+        self.leader_completeness.must_hold(id).try_for_each(|(leader, term)| match self.mirrors.get(&leader) {
+            Some(mirror) if mirror.first <= id.index => {
+                leader_completeness::holds(leader, term, id, mirror.ids.get(&id.index).copied())
+            }
+            _ => Ok(()),
+        })
     }
 
     pub fn look_at_state(&self, node: NodeId, replica: &Replica) -> Held {
@@ -155,4 +177,20 @@ impl Invariants {
         locks::are_free(replicas)?;
         replicas.iter().try_for_each(|(node, replica)| file_system::holds(*node, replica))
     }
+}
+
+/// The entries of `from..=to` up to the first that cannot be read, and where to go on: damage may be mended, and what is
+/// behind it is not forgotten.
+fn readable(log: &Log, from: u64, to: u64) -> (Vec<Entry>, u64) {
+    if let Ok(entries) = log.entries(from, to + 1, usize::MAX, true) {
+        return (entries, from.max(to + 1));
+    }
+    let mut entries = Vec::new();
+    for index in from..=to {
+        match log.entries(index, index + 1, usize::MAX, true) {
+            Ok(one) => entries.extend(one),
+            Err(_) => return (entries, index),
+        }
+    }
+    (entries, to + 1)
 }
