@@ -128,7 +128,8 @@ impl Invariants {
         }
         self.leader_completeness.role(node, leads.then_some(status.term));
         let mirror = self.mirrors.entry(node).or_default();
-        for index in mirror.hashed..=status.applied {
+        // Not of 0: that is also the number of a state to which nothing has been applied.
+        for index in mirror.hashed.max(1)..=status.applied {
             if let Some(hash) = replica.hash_at(keelfs::fs::LogIndex(index)) {
                 self.equal_hashes.applied(node, index, hash)?;
             }
