@@ -140,16 +140,16 @@ impl Invariants {
         for entry in entries {
             let record = Record::of(&entry);
             self.state_machine_safety.applied(node, record)?;
-            if self.leader_completeness.committed(record.id) {
-                self.later_leaders_have(record.id)?;
+            if self.leader_completeness.committed(record.id, status.term) {
+                self.later_leaders_have(record.id, status.term)?;
             }
         }
         Ok(())
     }
 
     /// As their logs were last seen: a leader never loses what it began with.
-    fn later_leaders_have(&self, id: EntryId) -> Held {
-        self.leader_completeness.must_hold(id).try_for_each(|(leader, term)| match self.mirrors.get(&leader) {
+    fn later_leaders_have(&self, id: EntryId, committed_by: u64) -> Held {
+        self.leader_completeness.later_than(committed_by).try_for_each(|(leader, term)| match self.mirrors.get(&leader) {
             Some(mirror) if mirror.first <= id.index => {
                 leader_completeness::holds(leader, term, id, mirror.ids.get(&id.index).copied())
             }
