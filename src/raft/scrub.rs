@@ -5,8 +5,8 @@
 //! anew, a snapshot is built anew from the state in memory. The rate is bounded, so that it costs the disk little; a
 //! pass that someone waits for runs at full speed and may be told to mend nothing.
 //!
-//! Absent on purpose: heads, seals and trailers of segment files. They are read at the next start, and a start that
-//! cannot do without them refuses; nothing else is lost by that, since every entry is on a majority.
+//! Absent on purpose: heads, seals and trailers of segment files. They are read at the next start, which does without a seal
+//! or a trailer, and refuses without both or the head; nothing else is lost by that, since every entry is on a majority.
 
 use super::Machine;
 use super::intake::Target;

@@ -109,6 +109,19 @@ enum Sign {
     VotesCut(u64),
 }
 
+impl Fault {
+    /// How often in a run.
+    fn times_max(self) -> usize {
+        match self {
+            // One node at most has damaged data: more than the others can make good is nobody's promise.
+            Fault::Rot => 1,
+            // Where every vote costs a node its power nobody is elected, and nothing is seen but that.
+            Fault::PowerVoter => 4,
+            _ => usize::MAX,
+        }
+    }
+}
+
 /// A fault that is prepared.
 struct Armed {
     fault: Fault,
@@ -155,14 +168,12 @@ impl Nemesis {
             kinds.push(*dice.pick(&ALL));
         }
         let every = *dice.pick(&[900, 1800, 4000]);
-        let (mut plan, mut at, mut rot) = (Vec::new(), QUIET_MS, false);
+        let (mut plan, mut at) = (Vec::<(u64, Fault)>::new(), QUIET_MS);
         while at < until_ms {
             let fault = *dice.pick(&kinds);
-            // One node at most has damaged data: more than the others can make good is nobody's promise.
-            if fault != Fault::Rot || !rot {
+            if plan.iter().filter(|(_, planned)| *planned == fault).count() < fault.times_max() {
                 plan.push((at, fault));
             }
-            rot |= fault == Fault::Rot;
             at += dice.between(every / 3, every * 2);
         }
         if away {
