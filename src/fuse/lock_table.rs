@@ -258,9 +258,9 @@ impl State {
     /// Forget what the chosen ones hold. True: they held something.
     fn take(&mut self, ino: Ino, chosen: impl Fn(&Dealing) -> bool) -> bool {
         let all = self.dealings.get_mut(&ino).into_iter().flatten().filter(|dealing| chosen(dealing));
-        let held = all.fold(false, |held, dealing| dealing.granted.take() || held);
+        let held = all.filter_map(|dealing| dealing.granted.take().then_some(())).count();
         tidy(self, ino);
-        held
+        held > 0
     }
 
     fn dealing(&mut self, ino: Ino, asker: Asker) -> Option<&mut Dealing> {

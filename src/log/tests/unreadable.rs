@@ -33,7 +33,7 @@ fn what_was_never_acknowledged_is_cut_though_the_disk_cannot_read_it() {
     let zeros = Entry { body: Body::Bytes(Bytes::from(vec![0; 70_000])), ..entry(1, 2, 20, 0) };
     for big in [entry(1, 2, 20, 70_000), zeros, entry(1, 2, 70_000, 0)] {
         for behind in [vec![], vec![entry(1, 3, 20, 100)]] {
-            let disk = with_unproven(&[&[big.clone()], &behind[..]].concat());
+            let disk = with_unproven(&[std::slice::from_ref(&big), &behind[..]].concat());
             let at = disk.content(FIRST).unwrap().windows(20).position(|bytes| bytes == &big.command[..20]).unwrap();
             assert!(disk.lose(FIRST, at as u64 + 30_000, 1));
             let log = open(&disk, 2).unwrap();

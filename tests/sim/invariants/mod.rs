@@ -149,11 +149,13 @@ impl Invariants {
 
     /// As their logs were last seen: a leader never loses what it began with.
     fn later_leaders_have(&self, id: EntryId, committed_by: u64) -> Held {
-        self.leader_completeness.later_than(committed_by).try_for_each(|(leader, term)| match self.mirrors.get(&leader) {
-            Some(mirror) if mirror.first <= id.index => {
-                leader_completeness::holds(leader, term, id, mirror.ids.get(&id.index).copied())
+        self.leader_completeness.later_than(committed_by).try_for_each(|(leader, term)| {
+            match self.mirrors.get(&leader) {
+                Some(mirror) if mirror.first <= id.index => {
+                    leader_completeness::holds(leader, term, id, mirror.ids.get(&id.index).copied())
+                }
+                _ => Ok(()),
             }
-            _ => Ok(()),
         })
     }
 
