@@ -16,7 +16,7 @@ pub enum Survival {
     Prefix(u64),
     /// Any subset of changes and of the sectors of writes.
     Random(u64),
-    /// This subset: of the pieces that [`SimulatedDisk::unsynced_pieces`] counts, in the order of the calls, those whose
+    /// This subset: of the pieces that [`unsynced_pieces`](super::SimulatedDisk::unsynced_pieces) counts, in the order of the calls, those whose
     /// bit is set. The 65th goes with the first, and so on.
     Subset(u64),
 }
