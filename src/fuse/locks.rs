@@ -9,7 +9,7 @@
 //! background until it is done, and a lock request on the same inode waits for it: who locks right after a close
 //! does not meet the lock of the closed file.
 //!
-//! A wait for a lock has no deadline. It ends with the grant or with a signal of the caller; a grant that wins the race
+//! A wait for a lock has no deadline, but for callers whose signals we could not see. It ends with the grant or with a signal of the caller; a grant that wins the race
 //! against the signal is the caller's, as POSIX allows. A caller that is killed leaves nothing behind: what its request
 //! may have got is given back.
 //!

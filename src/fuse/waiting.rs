@@ -4,7 +4,7 @@
 //! whose request we hold cannot die until we answer. So each request ends by its deadline, and a wait of more than a
 //! second looks into `/proc/<tid>/status` for a pending SIGKILL. (The kernel turns every fatal signal without a core
 //! dump, such as Ctrl-C, into a SIGKILL of each thread.) A wait for a lock has no deadline and looks for any signal that
-//! the caller does not block.
+//! the caller does not block; only for a caller of a pid namespace that we do not see, it ends as any request does.
 //!
 //! A signal for a whole process goes to one of its threads. Only that one may be answered `EINTR`: the kernel takes it
 //! for a reason to start the system call again, and a thread without a signal would return that reason, 512, to its
