@@ -190,7 +190,9 @@ async fn a_leader_whose_reserve_is_used_up_waits_for_room_and_does_not_end() {
             break;
         }
     }
-    assert_eq!(refused, Some(ReplicaError::NotLeader { leader: None }));
+    // Unknown: this very command was on its way to the log when the leader laid its office down.
+    let expected = [ReplicaError::NotLeader { leader: None }, ReplicaError::Unknown];
+    assert!(refused.as_ref().is_some_and(|error| expected.contains(error)), "{refused:?}");
     leader.going_on().unwrap();
     cluster.disk(1).set_capacity(None);
     cluster.unlink("file").await.unwrap();
