@@ -245,6 +245,17 @@ fn log(writes: &[(u64, u64)]) -> logcheck::Printed {
     log
 }
 
+/// The same with one more entry: this record is appended to inode 10.
+fn with_record(mut log: logcheck::Printed, sequence: u64, record: &str) -> logcheck::Printed {
+    let body: String = format!("{record} xx\n").bytes().map(|byte| format!("{byte:02x}")).collect();
+    let entry = json!({
+        "kind": "command", "cluster_ns": 1, "session": 1, "sequence": sequence, "first_outstanding": 1,
+        "command": {"Append": {"ino": 10, "length": 1}}, "body": body,
+    });
+    log.insert(log.len() as u64 + 1, entry.to_string());
+    log
+}
+
 /// As if a snapshot had taken the first two entries.
 fn cut(log: logcheck::Printed) -> logcheck::Printed {
     log.into_iter().filter(|(index, _)| *index > 2).collect()
@@ -255,6 +266,9 @@ fn logs() -> Vec<LogCase> {
     let write = |begin, value| op(begin, begin + 1, Call::Write { file: "r".into(), value }, Answer::Done);
     let read =
         |begin, value, version| op(begin, begin + 1, Call::Read { file: "r".into() }, Answer::Value(value, version));
+    let append = |begin, record: &str| {
+        op(begin, begin + 1, Call::Append { file: "a".into(), record: record.into() }, Answer::Done)
+    };
     let failed = Op { outcome: Outcome::Failed("EROFS".into()), ..write(1, a) };
     vec![
         ("in order", log(&[(1, a), (2, b)]), vec![write(1, a), write(3, b), read(5, b, Some(3))], None),
@@ -287,6 +301,18 @@ fn logs() -> Vec<LogCase> {
             cut(log(&[(1, a), (2, b), (1, a), (3, c)])),
             vec![write(1, a), read(3, b, Some(3)), read(5, b, Some(3)), write(7, c), read(9, c, Some(5))],
             None,
+        ),
+        (
+            "its beginning given away, and a record of which no later write tells the age",
+            cut(with_record(log(&[(1, a), (2, b)]), 3, "77")),
+            vec![read(3, b, Some(3)), append(5, "77")],
+            None,
+        ),
+        (
+            "its beginning given away, and a record lost",
+            cut(with_record(log(&[(1, a), (2, b)]), 3, "77")),
+            vec![read(3, b, Some(3)), append(5, "77"), append(7, "78")],
+            Some("not in the log"),
         ),
         ("another version", log(&[(1, a)]), vec![write(1, a), read(5, a, Some(7))], Some("written at 2")),
     ]

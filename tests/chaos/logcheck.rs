@@ -124,12 +124,15 @@ pub fn check(log: &Printed, agreed: u64, history: &History) -> Verdict {
 /// Of each session the first request of these calls: it numbers its requests as they come, so all from there on are as
 /// young, and no repetitions of what stood in front of the log.
 fn sure_from(entries: &[(u64, Value)], judged: &[&Op]) -> BTreeMap<u64, u64> {
-    let young: BTreeSet<u64> = judged.iter().filter_map(|op| written_by(op)).collect();
+    let values: BTreeSet<u64> = judged.iter().filter_map(|op| written_by(op)).collect();
+    let records: BTreeSet<&str> = judged.iter().filter_map(|op| appended_by(op)).collect();
     let mut first = BTreeMap::new();
     for (_, entry) in entries {
-        let value = register_value(&unhex(entry["body"].as_str().unwrap_or_default()));
+        let body = unhex(entry["body"].as_str().unwrap_or_default());
+        let is_young = register_value(&body).is_some_and(|value| values.contains(&value))
+            || record(&body).is_some_and(|record| records.contains(record));
         if let (Some(session), Some(sequence)) = (entry["session"].as_u64(), entry["sequence"].as_u64())
-            && value.is_some_and(|value| young.contains(&value))
+            && is_young
         {
             let known = first.entry(session).or_insert(sequence);
             *known = sequence.min(*known);
@@ -233,14 +236,10 @@ impl Replay {
             "Write" | "Replace" => self.written(index, ino, register_value(bytes)),
             "Append" => {
                 self.versions.insert(ino, index);
-                if let Some(record) = bytes.split(|byte| *byte == b' ').next()
-                    && let Some(before) = self.records.insert(String::from_utf8_lossy(record).into_owned(), index)
+                if let Some(record) = record(bytes)
+                    && let Some(before) = self.records.insert(record.into(), index)
                 {
-                    let record = String::from_utf8_lossy(record).into_owned();
-                    // The names of large contents are no records: only a number is.
-                    if record.parse::<u64>().is_ok() {
-                        self.wrong.push(format!("record {record} was appended at {before} and again at {index}"));
-                    }
+                    self.wrong.push(format!("record {record} was appended at {before} and again at {index}"));
                 }
             }
             _ => {}
@@ -316,6 +315,19 @@ fn written_by(op: &Op) -> Option<u64> {
         Call::Write { value, .. } | Call::Cas { value, .. } => Some(*value),
         _ => None,
     }
+}
+
+fn appended_by(op: &Op) -> Option<&str> {
+    match &op.call {
+        Call::Append { record, .. } => Some(record),
+        _ => None,
+    }
+}
+
+/// The number in front of an appended record. The names of large contents are none.
+fn record(bytes: &[u8]) -> Option<&str> {
+    let first = std::str::from_utf8(bytes.split(|byte| *byte == b' ').next()?).ok()?;
+    first.parse::<u64>().is_ok().then_some(first)
 }
 
 fn register_value(bytes: &[u8]) -> Option<u64> {

@@ -411,5 +411,18 @@ fn judge_logs(cluster: &Cluster, agreed: u64, history: &History, report: &mut Re
             }
         }
     }
+    match report.violations.is_empty() {
+        true => Ok(()),
+        false => keep_logs(&cluster.setup.directory, &logs),
+    }
+}
+
+/// The disks go with the run; what was judged stays beside the histories.
+fn keep_logs(directory: &Path, logs: &[(u64, logcheck::Printed)]) -> Result<(), String> {
+    for (node, log) in logs {
+        let lines: String = log.values().flat_map(|line| [line, "\n"]).collect();
+        let file = directory.join(format!("log{node}.jsonl"));
+        fs::write(&file, lines).map_err(|e| format!("cannot write {}: {e}", file.display()))?;
+    }
     Ok(())
 }
