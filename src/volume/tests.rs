@@ -8,7 +8,7 @@ use crate::net::{Caller, Handler, Identity, Message, Server as NetServer};
 use protocol::{Ask, Told};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// What happens to the next command.
@@ -139,6 +139,13 @@ impl Handler for Cluster {
             }
         }
     }
+}
+
+/// An address that refuses every connection for as long as the socket lives: no other test can be given its port.
+pub(super) fn nobody() -> (SocketAddr, TcpSocket) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((std::net::Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    (socket.local_addr().unwrap(), socket)
 }
 
 fn later() -> Instant {
@@ -339,7 +346,7 @@ async fn a_session_is_kept_alive_although_the_question_for_orphans_is_not_answer
 async fn closing_a_volume_ends_its_session_and_dead_addresses_are_passed_over() {
     let cluster = Cluster::new();
     let (address, _guard) = cluster.serve().await;
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (nobody, _reserved) = nobody();
     let volume = client(&[nobody, address]);
     let session = volume.session(later()).await.unwrap();
     assert!(cluster.inner.lock().state.session_exists(session));

@@ -295,6 +295,15 @@ impl Cluster {
         Err(format!("the cluster is not whole within {PATIENCE:?}: {}", self.told()))
     }
 
+    /// Wait until the cluster is whole, or this node has ended by itself: has it?
+    pub fn ends_instead(&mut self, id: u64) -> Result<bool, String> {
+        until(PATIENCE, || !self.runs(id) || self.is_whole());
+        match self.runs(id) {
+            true => self.wait_until_whole().map(|()| false),
+            false => Ok(true),
+        }
+    }
+
     fn is_whole(&mut self) -> bool {
         self.notice();
         let all = self.statuses();

@@ -2,6 +2,7 @@
 
 use crate::common::{Cluster, wait_for};
 use rustix::fs::XattrFlags;
+use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -286,6 +287,25 @@ fn a_leader_that_was_paused_serves_nothing_stale() {
         assert_eq!(seen, format!("new {round}"), "node {paused} served what was true when it fell asleep");
     }
     cluster.expect_agreement();
+}
+
+/// A process whose program lies on a mount that hangs: whoever asks the file system for that program waits.
+#[test]
+fn no_verb_waits_for_what_runs_from_a_mount_that_hangs() {
+    let cluster = Cluster::start(3, [1]);
+    let program = cluster.at(1).join("sleep");
+    fs::copy("/usr/bin/sleep", &program).expect("a copy");
+    let mut runs = std::process::Command::new(&program).arg("600").spawn().expect("a process");
+    // A verb that looks for node 2 comes by the other process first.
+    cluster.restart(&[2]);
+    // What the kernel was told of the program is no longer believed without asking.
+    std::thread::sleep(Duration::from_secs(2));
+    cluster.signal_mount(1, Signal::STOP);
+    let told = cluster.command(["kill", "2", "--signal", "CONT"].map(Into::into));
+    cluster.signal_mount(1, Signal::CONT);
+    runs.kill().expect("a kill");
+    runs.wait().expect("an end");
+    told.expect_success();
 }
 
 fn highest_term(cluster: &Cluster) -> u64 {

@@ -11,12 +11,11 @@
 use crate::cli::error::{CliError, CliResult, Tried};
 use crate::cli::keys::KEYS_VARIABLE;
 use rustix::fd::OwnedFd;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat, openat2, stat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, fstat, openat, openat2, stat, statx};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -84,11 +83,13 @@ impl Server {
 
 /// Does process `pid` do this duty?
 fn serves(pid: u32, duty: &Duty) -> bool {
-    let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
-    let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
-    if !is_named_keelfs(&words) && !runs_program(pid, Path::new("/proc/self/exe")) {
+    // Before its words are read: the kernel lets us wait for them while the process maps or unmaps memory, and what does
+    // that with a file of a mount that hangs does it for ever.
+    if !is_named_keelfs(pid) && !runs_program(pid, Path::new("/proc/self/exe")) {
         return false;
     }
+    let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
     match (duty_of(&words), duty) {
         (Some(Duty::Node(named)), Duty::Node(data)) => is_same_directory(pid, &named, data),
         // Never looked at on the disk: a dead mount does not answer. `keelfs cluster` gives the path absolute.
@@ -135,14 +136,18 @@ fn sees_our_mounts(pid: u32) -> bool {
     theirs.is_some() && theirs == fs::read_link("/proc/self/ns/mnt").ok()
 }
 
-fn is_named_keelfs(words: &[&[u8]]) -> bool {
-    let program = words.first().and_then(|path| path.rsplit(|b| *b == b'/').next());
-    program.is_some_and(|program| program.starts_with(b"keelfs"))
+/// Does the process go by our program's name, perhaps in another version? Of a name the kernel keeps 15 bytes.
+fn is_named_keelfs(pid: u32) -> bool {
+    fs::read(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with(b"keelfs"))
 }
 
-/// Is this file what the process runs, by whatever name?
+/// Is this file what the process runs, by whatever name? Only what the kernel knows is asked for: of a program on a mount
+/// that hangs it would wait for the rest.
 fn runs_program(pid: u32, file: &Path) -> bool {
-    let found = |path: &Path| path.metadata().map(|found| (found.dev(), found.ino())).ok();
+    let found = |path: &Path| {
+        let found = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::INO).ok()?;
+        Some((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+    };
     found(file).is_some_and(|file| found(Path::new(&format!("/proc/{pid}/exe"))) == Some(file))
 }
 
@@ -232,7 +237,6 @@ pub fn end(servers: &[Server], patience: Duration) -> CliResult<Vec<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::process::CommandExt;
 
     #[test]
     fn only_serve_on_that_directory_and_mount_at_that_path_count() {
@@ -250,14 +254,20 @@ mod tests {
 
     #[test]
     fn our_program_is_known_by_its_name_or_by_its_file() {
-        let named = |program: &str| is_named_keelfs(&[program.as_bytes(), b"serve"]);
-        assert_eq!(["/usr/bin/keelfs", "keelfs-2", "/keelfs/vim"].map(named), [true, true, false]);
-        let sleep = Path::new("/usr/bin/sleep");
-        let mut other = Command::new(sleep).arg0("other").arg("60").spawn().unwrap();
-        let runs = [sleep, Path::new("/proc/self/exe")].map(|file| runs_program(other.id(), file));
-        other.kill().unwrap();
-        other.wait().unwrap();
-        assert_eq!(runs, [true, false]);
+        let (sleep, tmp) = (Path::new("/usr/bin/sleep"), tempfile::tempdir().unwrap());
+        let known = |name: &str| {
+            let program = tmp.path().join(name);
+            std::os::unix::fs::symlink(sleep, &program).unwrap();
+            let mut other = Command::new(&program).arg("60").spawn().unwrap();
+            let pid = other.id();
+            let found =
+                (is_named_keelfs(pid), runs_program(pid, sleep), runs_program(pid, Path::new("/proc/self/exe")));
+            other.kill().unwrap();
+            other.wait().unwrap();
+            found
+        };
+        assert_eq!(known("keelfs-2"), (true, true, false));
+        assert_eq!(known("not-keelfs"), (false, true, false));
         assert!(runs_program(std::process::id(), Path::new("/proc/self/exe")));
     }
 

@@ -4,6 +4,7 @@ use super::*;
 use crate::fs::{Command, Ino, Reply, Sequence, SessionId};
 use crate::net::{Caller, Handler, Server};
 use crate::volume::session::sessionless;
+use crate::volume::tests::nobody;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -183,7 +184,7 @@ async fn a_stopped_leader_with_open_connections_is_left_as_soon_as_another_leads
 #[tokio::test]
 async fn what_never_left_is_not_sent_and_what_may_have_arrived_is_in_doubt() {
     assert_eq!(submit(&here(None, &[]), LITTLE).await, Verdict::NotSent);
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (nobody, _reserved) = nobody();
     assert_eq!(submit(&here(Some(1), &[(1, nobody)]), LITTLE).await, Verdict::NotSent);
     let (stranger, ..) = &Scripted::start(5, []).await;
     assert_eq!(submit(&here(Some(1), &[(1, *stranger)]), LITTLE).await, Verdict::NotSent, "refused the handshake");
@@ -194,7 +195,7 @@ async fn what_never_left_is_not_sent_and_what_may_have_arrived_is_in_doubt() {
 #[tokio::test]
 async fn who_gives_up_is_told_at_once_whether_it_may_have_been_proposed() {
     let (silent, leader, _guard) = Scripted::start(1, [Act::Hang]).await;
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (nobody, _reserved) = nobody();
     let cases = [
         (here(None, &[]), None, Verdict::NotSent),
         (here(Some(1), &[(1, nobody)]), None, Verdict::NotSent),

@@ -14,13 +14,19 @@ const DAMAGED: i32 = 75;
 /// Words of a node that has found something wrong with what it stores.
 const FOUND: [&str; 3] = ["damage", "mended", "torn"];
 
+/// How long a follower goes on writing what the leader does not hear of.
+const UNHEARD: Duration = Duration::from_millis(300);
+
 /// A killed follower, once the others have gone on well behind it: what is then done to the end of its log is no loss
-/// of anything that a majority does not have.
+/// of anything that a majority does not have, nor, if there was any work, of anything that it had acknowledged.
 fn kill_and_leave_behind(scene: &mut Scene) -> Result<u64, String> {
     let (leader, _) = scene.cluster.wait_for_leader()?;
     let node = scene.nodes_but(&[leader], 1)[0];
     let last = scene.cluster.statuses().iter().map(|status| status.replica.last_log).max().unwrap_or(0);
+    scene.cluster.network.drop_packets(&[(node, leader, 100)]);
+    std::thread::sleep(UNHEARD);
     scene.cluster.kill(node);
+    scene.cluster.network.drop_packets(&[]);
     let ahead = |scene: &mut Scene| {
         let others = scene.cluster.statuses();
         others.len() as u64 == NODES - 1 && others.iter().all(|status| status.replica.applied > last + 20)
@@ -31,7 +37,8 @@ fn kill_and_leave_behind(scene: &mut Scene) -> Result<u64, String> {
     }
 }
 
-/// The last record of a log ends in the middle, as if the power had gone while it was written.
+/// The last record of a log ends in the middle, as if the power had gone while it was written. If the leaders have noted
+/// that it is held, it was no torn write but a lost one: the node is refused, and gets it back.
 pub fn torn(scene: &mut Scene) -> Episode {
     let node = kill_and_leave_behind(scene)?;
     let log = scene.cluster.log(node);
@@ -40,13 +47,33 @@ pub fn torn(scene: &mut Scene) -> Episode {
     let Some(last) = records.last().filter(|last| last.bytes > 1) else { return Ok(false) };
     let at = last.at + scene.dice.between(1, last.bytes - 1);
     let kept_before = kept_copies(&log);
+    let whole = disk::tail(&segment, last.at).map_err(|e| format!("cannot read {}: {e}", segment.display()))?;
     disk::tear(&segment, at).map_err(|e| format!("cannot tear {}: {e}", segment.display()))?;
     scene.cluster.start_node(node)?;
-    scene.cluster.wait_until_whole()?;
+    if scene.cluster.ends_instead(node)? {
+        give_back(scene, node, &segment, last.at, &whole)?;
+        scene.note(format!("node {node}: record at {} torn, which it was known to hold: it was refused", last.at));
+        return Ok(false);
+    }
     // Where only zeros were cut off, nothing was torn.
     let kept = kept_copies(&log).saturating_sub(kept_before);
     scene.note(format!("node {node}: record at {} torn at {at}, {kept} copies kept", last.at));
     Ok(kept > 0)
+}
+
+/// A node that was refused for what its log lacks has it again, from this byte on.
+fn give_back(scene: &mut Scene, node: u64, segment: &Path, at: u64, whole: &[u8]) -> Result<(), String> {
+    let (code, said) = (scene.cluster.wait_for_end(node, Duration::ZERO), scene.cluster.last_words(node));
+    if code != Some(DAMAGED) || !said.contains("has been reverted") {
+        return Err(format!("node {node} found a torn record and ended with {code:?}: {said}"));
+    }
+    let has_written = disk::tail(segment, at).map_or(true, |bytes| bytes.iter().any(|byte| *byte != 0));
+    if has_written {
+        return Err(format!("node {node} was refused, and wrote to its log"));
+    }
+    disk::write(segment, at, whole).map_err(|e| format!("cannot write {}: {e}", segment.display()))?;
+    scene.cluster.start_node(node)?;
+    scene.cluster.wait_until_whole()
 }
 
 fn kept_copies(log: &Path) -> usize {
