@@ -295,12 +295,13 @@ impl Cluster {
         Err(format!("the cluster is not whole within {PATIENCE:?}: {}", self.told()))
     }
 
-    /// Wait until the cluster is whole, or this node has ended by itself: has it?
+    /// A node that is behind was started: wait until it has caught up, or has ended by itself. Has it ended?
     pub fn ends_instead(&mut self, id: u64) -> Result<bool, String> {
-        until(PATIENCE, || !self.runs(id) || self.is_whole());
-        match self.runs(id) {
-            true => self.wait_until_whole().map(|()| false),
-            false => Ok(true),
+        let last = self.statuses().iter().map(|status| status.replica.last_log).max().unwrap_or(0);
+        let caught_up = |all: Vec<NodeStatus>| all.iter().any(|one| place_of(one) == id && one.replica.applied >= last);
+        match until(PATIENCE, || !self.runs(id) || caught_up(self.statuses())) {
+            true => Ok(!self.runs(id)),
+            false => Err(format!("node {id} neither catches up nor ends within {PATIENCE:?}: {}", self.told())),
         }
     }
 

@@ -55,6 +55,7 @@ pub fn torn(scene: &mut Scene) -> Episode {
         scene.note(format!("node {node}: record at {} torn, which it was known to hold: it was refused", last.at));
         return Ok(false);
     }
+    scene.cluster.wait_until_whole()?;
     // Where only zeros were cut off, nothing was torn.
     let kept = kept_copies(&log).saturating_sub(kept_before);
     scene.note(format!("node {node}: record at {} torn at {at}, {kept} copies kept", last.at));
