@@ -3,7 +3,6 @@
 use crate::host::{run, try_run, until};
 use rustix::fs::{FallocateFlags, fallocate};
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -183,20 +182,6 @@ pub fn tear(segment: &Path, at: u64) -> std::io::Result<()> {
     let file = File::options().write(true).open(segment)?;
     let length = file.metadata()?.len();
     fallocate(&file, FallocateFlags::ZERO_RANGE, at, length - at)?;
-    file.sync_all()
-}
-
-/// All from there on.
-pub fn tail(segment: &Path, at: u64) -> std::io::Result<Vec<u8>> {
-    let (mut file, mut bytes) = (File::open(segment)?, Vec::new());
-    file.seek(SeekFrom::Start(at))?;
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-pub fn write(segment: &Path, at: u64, bytes: &[u8]) -> std::io::Result<()> {
-    let file = File::options().write(true).open(segment)?;
-    file.write_all_at(bytes, at)?;
     file.sync_all()
 }
 

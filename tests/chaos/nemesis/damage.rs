@@ -1,5 +1,6 @@
 //! What a disk does to what lies on it: a record that is torn, a bit that turns over.
 
+use super::members::{members, number_at, put_anew};
 use super::storage::NOTICE_LIMIT;
 use super::{Episode, Scene};
 use crate::cluster::NODES;
@@ -38,8 +39,9 @@ fn kill_and_leave_behind(scene: &mut Scene) -> Result<u64, String> {
 }
 
 /// The last record of a log ends in the middle, as if the power had gone while it was written. If the leaders have noted
-/// that it is held, it was no torn write but a lost one: the node is refused, and gets it back.
+/// that it is held, it was no torn write but a lost one: the node is refused, and another takes its place, as it says.
 pub fn torn(scene: &mut Scene) -> Episode {
+    let (before, numbers) = (members(scene)?, (1..=NODES).map(|place| number_at(scene, place)).collect::<Vec<_>>());
     let node = kill_and_leave_behind(scene)?;
     let log = scene.cluster.log(node);
     let segment = segments(&log)?.pop().ok_or("no segment")?;
@@ -47,13 +49,13 @@ pub fn torn(scene: &mut Scene) -> Episode {
     let Some(last) = records.last().filter(|last| last.bytes > 1) else { return Ok(false) };
     let at = last.at + scene.dice.between(1, last.bytes - 1);
     let kept_before = kept_copies(&log);
-    let whole = disk::tail(&segment, last.at).map_err(|e| format!("cannot read {}: {e}", segment.display()))?;
     disk::tear(&segment, at).map_err(|e| format!("cannot tear {}: {e}", segment.display()))?;
     scene.cluster.start_node(node)?;
     if scene.cluster.ends_instead(node)? {
-        give_back(scene, node, &segment, last.at, &whole)?;
+        was_reverted(scene, node)?;
         scene.note(format!("node {node}: record at {} torn, which it was known to hold: it was refused", last.at));
-        return Ok(false);
+        let number = numbers[node as usize - 1].clone()?;
+        return put_anew(scene, node, number, &before).map(|_| false);
     }
     scene.cluster.wait_until_whole()?;
     // Where only zeros were cut off, nothing was torn.
@@ -62,19 +64,12 @@ pub fn torn(scene: &mut Scene) -> Episode {
     Ok(kept > 0)
 }
 
-/// A node that was refused for what its log lacks has it again, from this byte on.
-fn give_back(scene: &mut Scene, node: u64, segment: &Path, at: u64, whole: &[u8]) -> Result<(), String> {
+fn was_reverted(scene: &mut Scene, node: u64) -> Result<(), String> {
     let (code, said) = (scene.cluster.wait_for_end(node, Duration::ZERO), scene.cluster.last_words(node));
-    if code != Some(DAMAGED) || !said.contains("has been reverted") {
-        return Err(format!("node {node} found a torn record and ended with {code:?}: {said}"));
+    match code == Some(DAMAGED) && said.contains("has been reverted") {
+        true => Ok(()),
+        false => Err(format!("node {node} found a torn record and ended with {code:?}: {said}")),
     }
-    let has_written = disk::tail(segment, at).map_or(true, |bytes| bytes.iter().any(|byte| *byte != 0));
-    if has_written {
-        return Err(format!("node {node} was refused, and wrote to its log"));
-    }
-    disk::write(segment, at, whole).map_err(|e| format!("cannot write {}: {e}", segment.display()))?;
-    scene.cluster.start_node(node)?;
-    scene.cluster.wait_until_whole()
 }
 
 fn kept_copies(log: &Path) -> usize {

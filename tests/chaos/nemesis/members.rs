@@ -14,12 +14,17 @@ pub fn replace(scene: &mut Scene) -> Episode {
     let place = scene.any_node();
     let (before, old) = (members(scene)?, number_at(scene, place)?);
     scene.cluster.kill(place);
+    put_anew(scene, place, old, &before)
+}
+
+/// An empty node takes the place of this one, which does not run.
+pub fn put_anew(scene: &mut Scene, place: u64, old: u64, before: &BTreeMap<u64, String>) -> Episode {
     wipe(scene, place)?;
     let (number, data) = (old.to_string(), scene.cluster.data(place).display().to_string());
     let others = scene.cluster.addresses_but(place);
     scene.cluster.keelfs(&["member", "replace", &number, "--data", &data, "--node", &others])?;
     scene.cluster.start_node(place)?;
-    became_whole(scene, place, &before)
+    became_whole(scene, place, before)
 }
 
 /// The leader is told to go, goes, and its machine becomes another node.
@@ -116,7 +121,7 @@ fn voters(scene: &mut Scene, count: u64) -> Result<BTreeMap<u64, String>, String
 }
 
 /// Number and role.
-fn members(scene: &mut Scene) -> Result<BTreeMap<u64, String>, String> {
+pub fn members(scene: &mut Scene) -> Result<BTreeMap<u64, String>, String> {
     let nodes = scene.cluster.addresses_but(0);
     let told = scene.cluster.keelfs(&["member", "list", "--json", "--node", &nodes])?;
     let rows: Vec<serde_json::Value> = serde_json::from_str(&told).map_err(|e| format!("member list: {e}: {told}"))?;
@@ -124,7 +129,7 @@ fn members(scene: &mut Scene) -> Result<BTreeMap<u64, String>, String> {
     Ok(rows.iter().filter_map(row).collect())
 }
 
-fn number_at(scene: &Scene, place: u64) -> Result<u64, String> {
+pub fn number_at(scene: &Scene, place: u64) -> Result<u64, String> {
     let mut number = None;
     until(PATIENCE, || {
         number = scene.cluster.number_at(place);
