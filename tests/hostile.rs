@@ -3,9 +3,12 @@
 //! Mere noise never gets past a checksum, so most of what is tried is something sound with a few bytes changed and all
 //! checksums put right again.
 
+#[path = "hostile/checksums.rs"]
+mod checksums;
 #[path = "hostile/targets.rs"]
 mod targets;
 
+use checksums::{records, segment_with_checksums, snapshot_with_checksums};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use std::path::Path;
@@ -51,60 +54,10 @@ fn edit(mut bytes: Vec<u8>, edits: &[(Index, u8)], places: &[usize]) -> Vec<u8> 
     bytes
 }
 
-fn word(bytes: &[u8], at: usize) -> usize {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize
-}
-
-/// Where the records of a segment begin.
-fn records(segment: &[u8]) -> Vec<usize> {
-    (64..segment.len() - 64).step_by(64).filter(|at| &segment[*at..at + 4] == b"kREC").collect()
-}
-
-/// Put every checksum of a segment right, as far as its lengths allow.
-fn with_checksums(mut segment: Vec<u8>) -> Vec<u8> {
-    let head = crc32c::crc32c(&segment[..60]).to_le_bytes();
-    segment[60..64].copy_from_slice(&head);
-    for at in records(&segment) {
-        let (command, body) = (word(&segment, at + 44), word(&segment, at + 48));
-        let table = 4 * body.div_ceil(16 << 10);
-        let Some(bytes) = segment.get(at + 64 + table..).and_then(|rest| rest.get(..command)) else { continue };
-        let sum = crc32c::crc32c(bytes).to_le_bytes();
-        segment[at + 52..at + 56].copy_from_slice(&sum);
-        let seed = [&segment[16..24], &segment[12..16], &(at as u32).to_le_bytes()].concat();
-        let sum = crc32c::crc32c_append(crc32c::crc32c(&seed), &segment[at..at + 60]);
-        let sum = crc32c::crc32c_append(sum, &segment[at + 64..at + 64 + table]).to_le_bytes();
-        segment[at + 60..at + 64].copy_from_slice(&sum);
-    }
-    let end = segment.len() - 64;
-    let sum = crc32c::crc32c_append(crc32c::crc32c(&segment[16..24]), &segment[end..end + 60]).to_le_bytes();
-    segment[end + 60..].copy_from_slice(&sum);
-    segment
-}
-
-/// The same for a snapshot.
-fn snapshot_with_checksums(mut file: Vec<u8>) -> Vec<u8> {
-    let head = crc32c::crc32c(&file[..60]).to_le_bytes();
-    file[60..64].copy_from_slice(&head);
-    let mut at = 64;
-    while at + 20 < file.len() && word(&file, at) != u32::MAX as usize {
-        let Some(item) = file.get(at + 8..).and_then(|rest| rest.get(..word(&file, at))) else { return file };
-        let (sum, next) = (crc32c::crc32c(item).to_le_bytes(), at + 8 + item.len());
-        file[at + 4..at + 8].copy_from_slice(&sum);
-        at = next;
-    }
-    if at + 20 <= file.len() {
-        let whole = crc32c::crc32c(&file[..at]).to_le_bytes();
-        file[at + 16..at + 20].copy_from_slice(&whole);
-        let sum = crc32c::crc32c(&file[at + 8..at + 20]).to_le_bytes();
-        file[at + 4..at + 8].copy_from_slice(&sum);
-    }
-    file
-}
-
 /// What is changed is sound before: else the tests below would try nothing.
 #[test]
 fn the_beginnings_are_sound() {
-    assert!(targets::segment(&with_checksums(fixture("log/0000000000000001.seg"))));
+    assert!(targets::segment(&segment_with_checksums(fixture("log/0000000000000001.seg"))));
     assert!(targets::snapshot(&snapshot_with_checksums(fixture("log/snapshot-00000000000000000001"))));
     assert!(sound_commands()[..4].iter().all(|command| targets::command(command)));
     assert!(targets::attribute(b"\x0230s"));
@@ -164,7 +117,7 @@ proptest! {
         let commands = records(&sound).into_iter().flat_map(|at| at + 64..at + 200);
         let places: Vec<usize> = if anywhere { commands.collect() } else { heads };
         let wild = edit(sound, &edits, &places);
-        targets::segment(&if right { with_checksums(wild) } else { wild });
+        targets::segment(&if right { segment_with_checksums(wild) } else { wild });
     }
 
     /// Numbers that no writer writes, in every field of a record and in the ids that commands hold.
@@ -182,7 +135,7 @@ proptest! {
             let width = if (40..64).contains(field.get(&FIELDS)) { 4 } else { 8 };
             segment[at..at + width].copy_from_slice(&value.get(&VALUES).to_le_bytes()[..width]);
         }
-        targets::segment(&with_checksums(segment));
+        targets::segment(&segment_with_checksums(segment));
     }
 
     #[test]
