@@ -251,16 +251,17 @@ impl Cluster {
         panic!("no leader");
     }
 
+    /// The next request of the session.
+    fn request(&mut self, command: Command) -> Request {
+        self.sequence += 1;
+        let sequence = Sequence(self.sequence);
+        let (session, credentials) = (self.session, Credentials::default());
+        Request { session, sequence, first_outstanding: sequence, credentials, command }
+    }
+
     /// Submit as `volume` does: the same request until there is an outcome.
     async fn propose(&mut self, command: Command, body: Bytes) -> Outcome {
-        self.sequence += 1;
-        let request = Request {
-            session: self.session,
-            sequence: Sequence(self.sequence),
-            first_outstanding: Sequence(self.sequence),
-            credentials: Credentials::default(),
-            command,
-        };
+        let request = self.request(command);
         loop {
             match self.leader().await.propose(request.clone(), body.clone()).await {
                 Ok(outcome) => return outcome,

@@ -180,14 +180,7 @@ async fn a_leader_whose_reserve_is_used_up_waits_for_room_and_does_not_end() {
         capacity = used(cluster.disk(1)).min(capacity);
         cluster.disk(1).set_capacity(Some(capacity));
         let command = Command::KeepAlive { closed: vec![Ino(u64::MAX); 20_000] };
-        cluster.sequence += 1;
-        let request = Request {
-            session: cluster.session,
-            sequence: Sequence(cluster.sequence),
-            first_outstanding: Sequence(cluster.sequence),
-            credentials: Credentials::default(),
-            command,
-        };
+        let request = cluster.request(command);
         if let Err(error) = leader.propose(request, Bytes::new()).await {
             refused = Some(error);
             break;
