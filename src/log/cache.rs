@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+/// What an entry costs beside its bytes: its place in the map, and the two handles. Measured with entries of 170 bytes.
+const ENTRY_BYTES: usize = 200;
+
 pub struct Cached {
     /// Which append this is: an entry that replaces a truncated one of the same index has another serial.
     pub serial: u64,
@@ -15,7 +18,7 @@ pub struct Cached {
 
 impl Cached {
     fn bytes(&self) -> usize {
-        self.command.len() + self.body.len()
+        ENTRY_BYTES + self.command.len() + self.body.len()
     }
 }
 

@@ -11,8 +11,9 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout_at};
 
-/// How often the keeper looks whether orphans wait for this session.
-const TICK: Duration = Duration::from_secs(1);
+/// How often the keeper looks whether orphans wait for this session. It then answers for all of them, without a pause:
+/// files may go faster than one question's worth in a tick, and each holds memory and disk until it is answered for.
+pub(super) const TICK: Duration = Duration::from_secs(1);
 /// Time between two signs of life.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// How long the question for orphans may take: the sign of life waits behind it.
@@ -110,7 +111,9 @@ async fn keep(volume: Weak<Shared>) {
     // How far we are in the list of orphans: what is open stays in it, and must not hide what comes behind.
     let mut after = Ino(0);
     loop {
-        sleep(TICK).await;
+        if after == Ino(0) {
+            sleep(TICK).await;
+        }
         let Some(shared) = volume.upgrade() else { return };
         let open_inodes = shared.opens.lock().len();
         let standing = match &*shared.standing.state.lock() {
@@ -131,7 +134,10 @@ async fn keep(volume: Weak<Shared>) {
         let (now, sign) = (Instant::now(), Command::KeepAlive { closed });
         match shared.submit(None, Credentials::default(), sign, Bytes::new(), now + ALIVE_TIME).await {
             Ok(_) => last_sign = now,
-            Err(failure) => tracing::warn!("cannot keep the session alive, trying again: {failure}"),
+            Err(failure) => {
+                tracing::warn!("cannot keep the session alive, trying again: {failure}");
+                after = Ino(0);
+            }
         }
     }
 }

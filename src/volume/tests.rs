@@ -2,7 +2,7 @@
 //! answers are lost, requests are held back and sessions end.
 
 use super::*;
-use crate::fs::{AttributeChanges, ClusterTime, LockMode, NewNode, Piece, Stamp, State, Timestamp};
+use crate::fs::{AttributeChanges, ClusterTime, LockMode, NewNode, Piece, Sequence, Stamp, State, Timestamp};
 use crate::limits::SESSION_TTL_NS;
 use crate::net::{Caller, Handler, Identity, Message, Server as NetServer};
 use protocol::{Ask, Told};
@@ -51,12 +51,7 @@ impl Cluster {
     }
 
     fn apply(&self, request: &Request, body: &Bytes) -> crate::fs::Outcome {
-        let mut inner = self.inner.lock();
-        let index = LogIndex(inner.state.applied().0 + 1);
-        inner.cluster_time.0 += 1;
-        let stamp = Stamp { index, cluster: inner.cluster_time, wall: Timestamp { seconds: index.0 as i64, nanos: 0 } };
-        inner.bodies.insert(index, body.clone());
-        inner.state.apply(stamp, request, body.len() as u64)
+        self.inner.lock().apply(request, body)
     }
 
     fn submit(&self, request: Request, body: Bytes) -> Option<Verdict> {
@@ -114,6 +109,29 @@ impl Cluster {
         let stop = CancellationToken::new();
         tokio::spawn(NetServer::run(listener, own, Arc::new(self.clone()), stop.clone()));
         (address, stop.drop_guard())
+    }
+}
+
+impl Inner {
+    fn apply(&mut self, request: &Request, body: &Bytes) -> crate::fs::Outcome {
+        let index = LogIndex(self.state.applied().0 + 1);
+        self.cluster_time.0 += 1;
+        let stamp = Stamp { index, cluster: self.cluster_time, wall: Timestamp { seconds: index.0 as i64, nanos: 0 } };
+        self.bodies.insert(index, body.clone());
+        self.state.apply(stamp, request, body.len() as u64)
+    }
+
+    /// Files that come and go in a session which then ends, all before anybody can ask.
+    fn make_orphans(&mut self, count: usize) {
+        let opened = self.apply(&sessionless(Command::OpenSession { label: String::new() }), &Bytes::new());
+        let Ok(Reply::Session(session)) = opened else { panic!("{opened:?}") };
+        let unlink = Command::Unlink { parent: Ino::ROOT, name: name("f"), expected: None };
+        let churn = std::iter::repeat_n([make(), unlink], count).flatten().chain([Command::CloseSession]);
+        for (sequence, command) in (1..).map(Sequence).zip(churn) {
+            let credentials = Credentials::default();
+            let request = Request { session, sequence, first_outstanding: sequence, credentials, command };
+            self.apply(&request, &Bytes::new()).unwrap();
+        }
     }
 }
 
@@ -323,6 +341,21 @@ async fn an_open_file_outlives_its_name_until_its_last_close() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(!holder.opened(ino));
+}
+
+/// However fast files go: here a question brings 100 orphans at most, and there are 30 times as many.
+#[tokio::test]
+async fn orphans_do_not_wait_for_one_tick_of_the_keeper_after_the_other() {
+    let cluster = Cluster::new();
+    let (address, _guard) = cluster.serve().await;
+    let volume = client(&[address]);
+    let session = volume.session(later()).await.unwrap();
+    cluster.inner.lock().make_orphans(3_000);
+    let (begun, ticks) = (Instant::now(), 30);
+    while !cluster.inner.lock().state.orphans_of(session, Ino(0), 1).is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(begun.elapsed() < keeper::TICK * ticks / 2);
 }
 
 #[tokio::test]

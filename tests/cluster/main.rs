@@ -10,6 +10,7 @@
 mod common;
 
 mod attributes;
+mod churn;
 mod coherence;
 mod contention;
 mod cs733;

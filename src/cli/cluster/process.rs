@@ -260,6 +260,10 @@ mod tests {
             std::os::unix::fs::symlink(sleep, &program).unwrap();
             let mut other = Command::new(&program).arg("60").spawn().unwrap();
             let pid = other.id();
+            // `spawn` returns when the child has left our memory, which is before execve(2) has given it its name.
+            while fs::read(format!("/proc/{pid}/cmdline")).unwrap().is_empty() {
+                std::thread::yield_now();
+            }
             let found =
                 (is_named_keelfs(pid), runs_program(pid, sleep), runs_program(pid, Path::new("/proc/self/exe")));
             other.kill().unwrap();
