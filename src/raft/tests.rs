@@ -1,14 +1,11 @@
-//! openraft's own suite over our storage, and three replicas over real sockets and files.
+//! Replicas over real sockets, and over real files or simulated disks.
 
-use super::ending::Endings;
 use super::introduce::Registrar;
-use super::machine::Machine;
 use super::messages::{self, Progress, SnapshotBegin, SnapshotItems, SnapshotQuestion};
 use super::payload::StoredMeta;
 use super::peers::Peers;
 use super::snapshot;
-use super::store::Store;
-use super::types::{Entry, LogId, Types, Vote};
+use super::types::{Types, Vote};
 use super::*;
 use crate::fs::{Answer, Attributes};
 use crate::fs::{
@@ -21,11 +18,7 @@ use crate::log::simulated::SimulatedDisk;
 use crate::log::{Log, Options};
 use crate::net::{Caller, Expulsion, Handler, Identity, Message, NodeId, Purpose, Server, Start};
 use bytes::{Bytes, BytesMut};
-use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
-use openraft::testing::log::{StoreBuilder, Suite};
-use openraft::{OptionalSend, StorageError};
 use std::collections::BTreeMap;
-use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -34,77 +27,11 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-mod space;
-
-/// Our store, but for a liberty that the suite takes: it begins logs at entry 1, which openraft never does.
-struct SuiteStore {
-    log: Log,
-    store: Store,
-}
-
-impl RaftLogStorage<Types> for SuiteStore {
-    type LogReader = Store;
-
-    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>
-    where
-        I: IntoIterator<Item = Entry> + OptionalSend,
-        I::IntoIter: OptionalSend,
-    {
-        let entries: Vec<Entry> = entries.into_iter().collect();
-        if let (Some(first), None) = (entries.first(), self.log.state().last) {
-            self.log.begin_at(first.log_id.index);
-        }
-        self.store.append(entries, callback).await
-    }
-
-    async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
-        self.store.get_log_state().await
-    }
-
-    async fn get_log_reader(&mut self) -> Store {
-        self.store.get_log_reader().await
-    }
-
-    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        self.store.save_vote(vote).await
-    }
-
-    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
-        self.store.save_committed(committed).await
-    }
-
-    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        self.store.read_committed().await
-    }
-
-    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
-        self.store.truncate_after(last).await
-    }
-
-    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
-        self.store.purge(upto).await
-    }
-}
-
-struct Builder;
-
-impl StoreBuilder<Types, SuiteStore, Machine, TempDir> for Builder {
-    async fn build(&self) -> Result<(TempDir, SuiteStore, Machine), StorageError<Types>> {
-        let directory = tempfile::tempdir().unwrap();
-        let log = Log::open(directory.path()).unwrap();
-        let machine = Machine::load(log.clone(), Endings::default()).await.unwrap();
-        Ok((directory, SuiteStore { store: Store::new(log.clone(), None, Endings::default()), log }, machine))
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn openrafts_own_suite() {
-    Suite::test_all(Builder).await.unwrap();
-}
-
 mod bodies;
 mod install;
 mod rot;
+mod space;
+mod suite;
 
 /// As a node does it: what is missing is asked of the others.
 async fn open_log(

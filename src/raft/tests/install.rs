@@ -4,7 +4,9 @@ use super::*;
 use crate::fs::State;
 use crate::log::simulated::{SimulatedDisk, Survival};
 use crate::log::{Options, Threading};
-use crate::raft::store::{completion, durable};
+use crate::raft::ending::Endings;
+use crate::raft::store::{Store, completion, durable};
+use openraft::storage::RaftLogStorage;
 
 type Taken = (StoredMeta, Vec<Bytes>);
 
