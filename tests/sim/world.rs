@@ -36,7 +36,7 @@ const SETTLE_MS: u64 = 2_000;
 /// With fewer answers while things go wrong, all clients together, a run proves nothing.
 const ANSWER_EVERY_MS: u64 = 1_000;
 /// What a run may take longer until it proves something.
-const MORE_MS: u64 = 20_000;
+const MORE_MS: u64 = 60_000;
 const ROLES_EVERY_MS: u64 = 6;
 const CHECK_EVERY_MS: u64 = 2_000;
 /// What clients saw is judged so often, to see sooner what is broken.
