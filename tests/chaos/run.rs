@@ -36,6 +36,9 @@ const JUDGED_BY_LOG_MIN: usize = 100;
 const DEFAULT_TIMEOUT_S: u64 = 30;
 /// Kinds of work in one run.
 const WORKLOADS: usize = 5;
+/// libfaketime looks at the file that says how wrong a clock is when what it knows is older than a whole second, in whole
+/// seconds: up to two seconds pass until a clock that was set right shows it.
+const CLOCKS_ARE_READ: Duration = Duration::from_secs(3);
 /// A file that is there when no clock is wrong any more.
 const CLOCKS_ARE_RIGHT: &str = "clocks-are-right";
 
@@ -113,6 +116,9 @@ fn try_run(plan: &Plan, network: &Rc<Network>, report: &mut Report) -> Result<()
     stages.end("nemesis");
     let whole = tormented.and_then(|()| cluster.wait_until_whole());
     let clocks = plan.nemesis.needs == Needs::Clocks;
+    if clocks {
+        std::thread::sleep(CLOCKS_ARE_READ);
+    }
     fs::write(plan.directory.join(CLOCKS_ARE_RIGHT), "").map_err(|e| format!("cannot tell the clients: {e}"))?;
     std::thread::sleep(if clocks { COOL_DOWN_OF_CLOCKS } else { COOL_DOWN });
     report.violations.extend(clients.stop());
