@@ -26,7 +26,7 @@ const NOTE_EVERY: Duration = Duration::from_secs(5);
 const NOTE_TIME: Duration = Duration::from_secs(10);
 
 /// See to it that the cluster knows of this start, and keep looking whether this process may go on, until `stop`.
-pub(super) async fn stand(local: Local, replica: Replica, stop: CancellationToken) {
+pub async fn stand(local: Local, replica: Replica, stop: CancellationToken) {
     let (node, start) = (replica.id(), replica.start_noted());
     loop {
         replica.examine_itself();
@@ -85,7 +85,7 @@ fn heed(expulsion: Expulsion, mut directory: DataDirectory, fatal: &Fatal) {
 }
 
 /// What a leader does for the membership, until `stop`.
-pub(super) async fn tend(replica: Replica, own: Identity, stop: CancellationToken) {
+pub async fn tend(replica: Replica, own: Identity, stop: CancellationToken) {
     let mut noted = Noted { at: Instant::now(), applied: LogIndex(0) };
     while stop.run_until_cancelled(sleep(LOOK_EVERY)).await.is_some() {
         if replica.cluster_time().is_none() {

@@ -13,7 +13,7 @@ pub mod exit;
 mod fatal;
 mod fence;
 pub mod identity;
-mod members;
+pub mod members;
 pub mod upkeep;
 
 pub use exit::{Exit, NodeError};

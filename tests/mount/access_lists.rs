@@ -22,6 +22,9 @@ pub fn all(mounted: &Mounted) {
     what_is_no_list_is_refused(mounted);
     a_replacement_from_the_command_line_keeps_the_list(mounted);
     if rustix::process::geteuid().is_root() {
+        let way = mounted.a.parent().expect("a directory");
+        let how = "set TMPDIR to a directory that everybody may pass through";
+        assert!(try_as(EVE, "test -e \"$1\"", way), "other users do not come as far as {}: {how}", way.display());
         a_named_user_is_let_in_and_kept_out(mounted);
         a_list_costs_the_setgid_bit_of_who_is_not_in_the_group(mounted);
         a_race_opens_nothing_that_a_list_refuses(mounted);

@@ -7,8 +7,7 @@
 //! `sim --seeds A..B` runs these; `sim --bugs`, built with the feature `seeded-bugs`, plants one bug after the other;
 //! `sim --one SEED` is one run in this very process, with `KEELFS_SIM_TRACE` to see all.
 //!
-//! Left out: changes of the membership (all five are voters from the beginning to the end), scrubbing, and mounts with what
-//! they keep for themselves. The harness of processes has these.
+//! Left out: scrubbing, and mounts with what they keep for themselves. The harness of processes has these.
 
 mod clients;
 mod diary;
@@ -19,6 +18,7 @@ mod lockers;
 mod nemesis;
 mod network;
 mod node;
+mod operator;
 mod os;
 #[path = "../history/register.rs"]
 mod register;

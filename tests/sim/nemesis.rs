@@ -6,7 +6,8 @@
 //! prepared again. A run in which a planned kind of fault never happened is void. What a fault undoes is what it did itself.
 
 use crate::network::{Host, Network, TICK_MS, Wrong};
-use crate::node::{Machine, NODES, Node, Standing};
+use crate::node::{self, Machine, Node, Standing};
+use crate::operator::{Desk, Order};
 use crate::os::{self, Dice};
 use keelfs::log::disk::Disk;
 use keelfs::log::simulated::{Fired, SimulatedDisk, Survival};
@@ -53,11 +54,14 @@ pub enum Fault {
     Rot,
     ClockJump,
     ClockStrobe,
+    AddMember,
+    ReplaceMember,
+    RemoveMember,
     /// A machine of clients is stopped or cut off for longer than its session lives. Only in runs that are long enough.
     OutsiderAway,
 }
 
-const ALL: [Fault; 25] = [
+const ALL: [Fault; 28] = [
     Fault::KillOne,
     Fault::KillLeader,
     Fault::KillMajority,
@@ -83,6 +87,9 @@ const ALL: [Fault; 25] = [
     Fault::Rot,
     Fault::ClockJump,
     Fault::ClockStrobe,
+    Fault::AddMember,
+    Fault::ReplaceMember,
+    Fault::RemoveMember,
 ];
 
 /// What of a fault is undone later.
@@ -107,6 +114,8 @@ enum Sign {
     Full(NodeId, u64),
     /// Of all nodes, how often a vote cost them their power.
     VotesCut(u64),
+    /// Of the operator, how many orders it has carried out.
+    Ordered(u64),
 }
 
 impl Fault {
@@ -117,6 +126,9 @@ impl Fault {
             Fault::Rot => 1,
             // Where every vote costs a node its power nobody is elected, and nothing is seen but that.
             Fault::PowerVoter => 4,
+            // Four members at least, and as many new ones as there are machines for.
+            Fault::AddMember | Fault::RemoveMember => 1,
+            Fault::ReplaceMember => 2,
             _ => usize::MAX,
         }
     }
@@ -145,6 +157,7 @@ pub struct Targets<'a> {
     /// Machines that have clients only.
     pub outsiders: &'a mut [Machine],
     pub network: &'a Network,
+    pub desk: &'a Desk,
 }
 
 pub struct Nemesis {
@@ -194,7 +207,7 @@ impl Nemesis {
             match self.strike(fault, on) {
                 Struck::Done => self.has_happened(fault),
                 Struck::Armed(sign, until_ms) => {
-                    let ended = sign.node().map_or(0, |node| on.nodes[node as usize - 1].ended);
+                    let ended = sign.node().map_or(0, |node| node::of(on.nodes, node).ended);
                     self.armed.push(Armed { fault, sign, until_ms, ended });
                 }
                 Struck::Nothing => {
@@ -222,7 +235,7 @@ impl Nemesis {
     /// See what has become of what was prepared.
     fn look(&mut self, on: &mut Targets) {
         for mut armed in std::mem::take(&mut self.armed) {
-            let ended = armed.sign.node().map_or(0, |node| on.nodes[node as usize - 1].ended);
+            let ended = armed.sign.node().map_or(0, |node| node::of(on.nodes, node).ended);
             if armed.sign.is_there(on) {
                 self.has_happened(armed.fault);
             } else if armed.until_ms <= os::now_ms() {
@@ -231,7 +244,7 @@ impl Nemesis {
             } else {
                 if let Some(node) = armed.sign.node().filter(|_| armed.ended != ended) {
                     armed.ended = ended;
-                    armed.sign.arm(&on.nodes[node as usize - 1].disk, self.dice.below(6), self.errno());
+                    armed.sign.arm(&node::of(on.nodes, node).disk, self.dice.below(6), self.errno());
                 }
                 self.armed.push(armed);
             }
@@ -261,11 +274,11 @@ impl Nemesis {
     fn undo(&mut self, undo: Undo, on: &mut Targets) {
         match undo {
             Undo::Network(fault) => on.network.mend(fault),
-            Undo::SlowDisk(node) => on.nodes[node as usize - 1].slow_ms = None,
-            Undo::FullDisk(node) => on.nodes[node as usize - 1].disk.set_capacity(None),
+            Undo::SlowDisk(node) => node::of_mut(on.nodes, node).slow_ms = None,
+            Undo::FullDisk(node) => node::of(on.nodes, node).disk.set_capacity(None),
             Undo::Strobe(_, 0) => {}
             Undo::Strobe(node, left) => {
-                on.nodes[node as usize - 1].wall_offset_ms = self.jump();
+                node::of_mut(on.nodes, node).wall_offset_ms = self.jump();
                 self.undo.push((os::now_ms() + 40, Undo::Strobe(node, left - 1)));
             }
         }
@@ -291,28 +304,36 @@ impl Nemesis {
             (Fault::PowerVoter, Some(leader)) => self.lie_in_wait(on, leader),
             (Fault::Pause, _) => pause(on, any, until),
             (Fault::PauseLeader, Some(leader)) => pause(on, leader, until),
-            (Fault::IsolateLeader, Some(leader)) => self.isolate(on, &[leader], (true, true), until),
-            (Fault::LeaderDeaf, Some(leader)) => self.isolate(on, &[leader], (false, true), until),
-            (Fault::LeaderMute, Some(leader)) => self.isolate(on, &[leader], (true, false), until),
+            (Fault::IsolateLeader, Some(leader)) => {
+                self.isolate(on, &[node::of(on.nodes, leader).host], (true, true), until)
+            }
+            (Fault::LeaderDeaf, Some(leader)) => {
+                self.isolate(on, &[node::of(on.nodes, leader).host], (false, true), until)
+            }
+            (Fault::LeaderMute, Some(leader)) => {
+                self.isolate(on, &[node::of(on.nodes, leader).host], (true, false), until)
+            }
             (Fault::Minority, _) => {
-                let first = self.dice.between(1, NODES);
-                self.isolate(on, &[first, first % NODES + 1], (true, true), until)
+                let hosts = hosts_of(on.nodes);
+                let first = self.dice.below(hosts.len() as u64) as usize;
+                self.isolate(on, &[hosts[first], hosts[(first + 1) % hosts.len()]], (true, true), until)
             }
             (Fault::Ring, _) => self.ring(on, until),
             (Fault::Lossy, _) => self.each_pair(on, until, Wrong::Loss(20)),
             (Fault::SlowNetwork, _) => self.each_pair(on, until, Wrong::Delay(400)),
             (Fault::SlowDisk | Fault::FsyncFails | Fault::WriteFails | Fault::PowerMidWrite | Fault::DiskFull, _) => {
-                self.harm_disk(fault, &mut on.nodes[any as usize - 1], until)
+                self.harm_disk(fault, node::of_mut(on.nodes, any), until)
             }
-            (Fault::Rot, _) => self.rot(&mut on.nodes[any as usize - 1], on.network),
+            (Fault::Rot, _) => self.rot(node::of_mut(on.nodes, any), on.network),
             (Fault::ClockJump, _) => {
-                on.nodes[leader.unwrap_or(any) as usize - 1].wall_offset_ms = self.jump();
+                node::of_mut(on.nodes, leader.unwrap_or(any)).wall_offset_ms = self.jump();
                 Struck::Done
             }
             (Fault::ClockStrobe, _) => {
                 self.undo.push((os::now_ms(), Undo::Strobe(leader.unwrap_or(any), 40)));
                 Struck::Done
             }
+            (Fault::AddMember | Fault::ReplaceMember | Fault::RemoveMember, _) => self.order(fault, on),
             (Fault::OutsiderAway, _) => self.send_away(on),
             _ => Struck::Nothing,
         }
@@ -324,9 +345,12 @@ impl Nemesis {
             return Struck::Nothing;
         }
         let before = on.nodes.iter().map(|node| node.votes_cut).sum();
-        let sure = self.dice.below(NODES - 1);
-        let others = on.nodes.iter_mut().filter(|node| node.id != leader);
-        others.enumerate().for_each(|(at, node)| node.cut_after_vote = at as u64 == sure || self.dice.chance(40));
+        let others: Vec<&mut Node> = on.nodes.iter_mut().filter(|node| node.id != leader).collect();
+        let sure = self.dice.below(others.len() as u64);
+        others
+            .into_iter()
+            .enumerate()
+            .for_each(|(at, node)| node.cut_after_vote = at as u64 == sure || self.dice.chance(40));
         self.crash(on, &[leader], false);
         Struck::Armed(Sign::VotesCut(before), os::now_ms() + ARMED_MS)
     }
@@ -360,6 +384,23 @@ impl Nemesis {
     /// Its disk is full by an earlier fault.
     fn is_to_be_emptied(&self, node: NodeId) -> bool {
         self.undo.iter().any(|(_, undo)| matches!(undo, Undo::FullDisk(full) if *full == node))
+    }
+
+    /// Have the membership changed. Whoever is to go may be dead; one that refuses to start is the first to be replaced.
+    fn order(&mut self, fault: Fault, on: &Targets) -> Struck {
+        let staying: Vec<&Node> = on.nodes.iter().filter(|node| !on.desk.is_leaving(node.id)).collect();
+        let refused = staying.iter().find(|node| matches!(node.standing, Standing::Refused)).map(|node| node.id);
+        let any = self.dice.pick(&staying).id;
+        let order = match fault {
+            Fault::ReplaceMember => Order::Replace(refused.unwrap_or(any)),
+            Fault::RemoveMember => Order::Remove(refused.unwrap_or(any)),
+            _ => Order::Add,
+        };
+        let before = on.desk.done();
+        match on.desk.order(order) {
+            true => Struck::Armed(Sign::Ordered(before), NEVER),
+            false => Struck::Nothing,
+        }
     }
 
     /// One machine of clients is gone for longer than its session lives.
@@ -402,7 +443,7 @@ impl Nemesis {
                 _ => Survival::Random(self.dice.any()),
             };
             let until = os::now_ms() + down_ms;
-            on.nodes[*node as usize - 1].crash(on.network, power.then_some(survival), until);
+            node::of_mut(on.nodes, *node).crash(on.network, power.then_some(survival), until);
         }
         Struck::Done
     }
@@ -410,7 +451,8 @@ impl Nemesis {
     /// `cut`: what these send to the others, and what the others send to them.
     fn isolate(&mut self, on: &Targets, these: &[Host], cut: (bool, bool), until: u64) -> Struck {
         let (fault, clients_too) = (self.fault(), self.dice.chance(50));
-        let others = self.hosts.iter().filter(|host| !these.contains(host) && (clients_too || **host <= NODES));
+        let others =
+            self.hosts.iter().filter(|host| !these.contains(host) && (clients_too || !node::is_outsider(**host)));
         for other in others {
             for this in these {
                 if cut.0 {
@@ -424,14 +466,14 @@ impl Nemesis {
         self.on_network(fault, until)
     }
 
-    /// Everyone reaches two neighbours: five majorities, no two the same.
+    /// Everyone reaches two neighbours: of five, five majorities, no two the same.
     fn ring(&mut self, on: &Targets, until: u64) -> Struck {
-        let fault = self.fault();
-        for from in 1..=NODES {
-            for to in 1..=NODES {
-                let apart = (from + NODES - to) % NODES;
-                if !matches!(apart, 0 | 1 | 4) {
-                    on.network.worsen(fault, from, to, Wrong::Cut);
+        let (fault, hosts) = (self.fault(), hosts_of(on.nodes));
+        for (at, from) in hosts.iter().enumerate() {
+            for (to_at, to) in hosts.iter().enumerate() {
+                let apart = (at + hosts.len() - to_at) % hosts.len();
+                if apart > 1 && apart < hosts.len() - 1 {
+                    on.network.worsen(fault, *from, *to, Wrong::Cut);
                 }
             }
         }
@@ -494,6 +536,11 @@ fn durable_mark(record: &[u8]) -> Option<usize> {
     Some(u32::from_le_bytes(mark) as usize)
 }
 
+/// Where nodes are that have not been removed.
+fn hosts_of(nodes: &[Node]) -> Vec<Host> {
+    nodes.iter().filter(|node| !matches!(node.standing, Standing::Removed)).map(|node| node.host).collect()
+}
+
 fn heal_disk(node: &mut Node) {
     node.cut_after_vote = false;
     node.slow_ms = None;
@@ -504,14 +551,14 @@ fn heal_disk(node: &mut Node) {
 }
 
 fn pause(on: &mut Targets, node: NodeId, until: u64) -> Struck {
-    on.nodes[node as usize - 1].machine().into_iter().for_each(|machine| machine.pause(until));
+    node::of_mut(on.nodes, node).machine().into_iter().for_each(|machine| machine.pause(until));
     Struck::Done
 }
 
 impl Sign {
     fn node(self) -> Option<NodeId> {
         match self {
-            Sign::Felt(_) | Sign::VotesCut(_) => None,
+            Sign::Felt(_) | Sign::VotesCut(_) | Sign::Ordered(_) => None,
             Sign::SlowSyncs(node, _) | Sign::Full(node, _) => Some(node),
             Sign::FailedSyncs(node, _) | Sign::FailedWrites(node, _) | Sign::Halts(node, _) => Some(node),
         }
@@ -519,15 +566,16 @@ impl Sign {
 
     fn is_there(self, on: &Targets) -> bool {
         let fired = |node: NodeId, before: u64, count: fn(&Fired) -> u64| {
-            count(&on.nodes[node as usize - 1].disk.fired()) > before
+            count(&node::of(on.nodes, node).disk.fired()) > before
         };
         match self {
             Sign::Felt(fault) => on.network.was_felt(fault),
-            Sign::SlowSyncs(node, before) => on.nodes[node as usize - 1].slow_syncs > before,
+            Sign::SlowSyncs(node, before) => node::of(on.nodes, node).slow_syncs > before,
             Sign::FailedSyncs(node, before) => fired(node, before, |fired| fired.failed_syncs),
             Sign::FailedWrites(node, before) => fired(node, before, |fired| fired.failed_writes),
             Sign::Halts(node, before) => fired(node, before, |fired| fired.halts),
             Sign::Full(node, before) => fired(node, before, |fired| fired.full + fired.told_room),
+            Sign::Ordered(before) => on.desk.done() > before,
             Sign::VotesCut(before) => on.nodes.iter().map(|node| node.votes_cut).sum::<u64>() > before,
         }
     }
@@ -545,9 +593,7 @@ impl Sign {
     fn disarm(self, nodes: &mut [Node]) {
         match self {
             Sign::VotesCut(_) => nodes.iter_mut().for_each(|node| node.cut_after_vote = false),
-            other => {
-                other.node().into_iter().for_each(|node| other.arm(&nodes[node as usize - 1].disk, NEVER, libc::EIO))
-            }
+            other => other.node().into_iter().for_each(|node| other.arm(&node::of(nodes, node).disk, NEVER, libc::EIO)),
         }
     }
 }

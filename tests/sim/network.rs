@@ -27,7 +27,7 @@ const UNACKNOWLEDGED_MS: u64 = 8_000;
 const IN_FLIGHT_MAX: usize = 256 << 10;
 const RETRY_MS: u64 = 20;
 
-/// A machine. Nodes are 1 to 5, machines of clients come behind.
+/// A machine. The first nodes are on 1 to 5, machines of clients come behind, and then those of nodes that are added.
 pub type Host = u64;
 
 pub fn address(host: Host) -> SocketAddr {

@@ -10,8 +10,8 @@ use crate::os::{self, Dice};
 use bytes::Bytes;
 use keelfs::log::simulated::{Fired, SimulatedDisk, Survival};
 use keelfs::log::{Log, Options, StorageError, Threading};
-use keelfs::net::{self, Identity, NodeId, Server};
-use keelfs::node::{Dispatch, upkeep};
+use keelfs::net::{self, Expulsion, Identity, NodeId, Server};
+use keelfs::node::{Dispatch, members, upkeep};
 use keelfs::raft::{Ending, Replica, Timing, Tuning};
 use keelfs::volume::{self, Local, NodeStatus, Volume};
 use parking_lot::Mutex;
@@ -22,7 +22,13 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
+/// Voters when the cluster is founded: numbers 1 to 5, on hosts of these numbers.
 pub const NODES: u64 = 5;
+/// Machines that have programs and no data: the hosts behind those.
+pub const OUTSIDERS: u64 = 2;
+/// Machines for nodes that are added: behind these. Their numbers are the cluster's to give.
+pub const FIRST_NEWCOMER: Host = NODES + OUTSIDERS + 1;
+pub const NEWCOMERS_MAX: u64 = 4;
 /// What no fault of a disk excuses begins so.
 pub const DIVERGED: &str = "its state has diverged: ";
 const CLUSTER: u128 = 0x5eed;
@@ -40,8 +46,23 @@ pub fn cluster_id() -> uuid::Uuid {
     uuid::Uuid::from_u128(CLUSTER)
 }
 
-pub fn members() -> BTreeMap<NodeId, SocketAddr> {
+pub fn is_outsider(host: Host) -> bool {
+    (NODES + 1..FIRST_NEWCOMER).contains(&host)
+}
+
+/// The first membership.
+pub fn founders() -> BTreeMap<NodeId, SocketAddr> {
     (1..=NODES).map(|node| (node, network::address(node))).collect()
+}
+
+/// The node of this number.
+pub fn of(nodes: &[Node], id: NodeId) -> &Node {
+    nodes.iter().find(|node| node.id == id).unwrap_or_else(|| panic!("there is no node {id}"))
+}
+
+/// The node of this number.
+pub fn of_mut(nodes: &mut [Node], id: NodeId) -> &mut Node {
+    nodes.iter_mut().find(|node| node.id == id).unwrap_or_else(|| panic!("there is no node {id}"))
 }
 
 /// A runtime whose time the world moves.
@@ -126,6 +147,8 @@ impl Machine {
 pub struct Told {
     pub replica: Option<Replica>,
     pub failed: Option<String>,
+    /// It may never again take part, the others say.
+    pub expelled: Option<Expulsion>,
 }
 
 pub struct Process {
@@ -142,10 +165,15 @@ pub enum Standing {
     },
     /// Refuses to start, by the rule for rot.
     Refused,
+    /// Is no member any more.
+    Removed,
 }
 
 pub struct Node {
     pub id: NodeId,
+    pub host: Host,
+    /// As it last knew the membership.
+    pub members: BTreeMap<NodeId, SocketAddr>,
     pub disk: SimulatedDisk,
     pub incarnation: u64,
     pub standing: Standing,
@@ -185,10 +213,12 @@ pub struct Site {
 const SYNC_MS: (u64, u64) = (1, 6);
 
 impl Node {
-    pub fn new(id: NodeId, seed: u64) -> Node {
+    pub fn new(id: NodeId, host: Host, members: BTreeMap<NodeId, SocketAddr>, seed: u64) -> Node {
         let mut dice = Dice::new(seed, 100 + id);
         Node {
             id,
+            host,
+            members,
             disk: SimulatedDisk::new(),
             incarnation: 0,
             standing: Standing::Down { until_ms: 0 },
@@ -244,8 +274,8 @@ impl Node {
     /// Start the process. `Err`: the log does not open.
     pub fn boot(&mut self, site: &mut Site) -> Result<(), StorageError> {
         self.incarnation += 1;
-        site.network.power_on(self.id);
-        let machine = Machine::new(self.id);
+        site.network.power_on(self.host);
+        let machine = Machine::new(self.host);
         let options = Options {
             segment_bytes: SEGMENT_BYTES,
             cache_bytes: 64 << 10,
@@ -258,12 +288,9 @@ impl Node {
         let found = self.id == 1 && !site.founded;
         site.founded |= found;
         let start = Start {
-            own: Identity {
-                cluster: cluster_id(),
-                node: Some(self.id),
-                start: process_start(self.incarnation, &log),
-                keys: None,
-            },
+            host: self.host,
+            members: self.members.clone(),
+            own: Identity { cluster: cluster_id(), node: Some(self.id), start: self.process_start(&log), keys: None },
             log: log.clone(),
             timing: site.timing,
             network: site.network.clone(),
@@ -276,6 +303,11 @@ impl Node {
         machine.within(&site.network, self.wall_offset_ms, || drop(tokio::spawn(start.run())));
         self.standing = Standing::Up(Box::new(Process { machine, log, told }));
         Ok(())
+    }
+
+    fn process_start(&self, log: &Log) -> net::Start {
+        let (instance, run) = (uuid::Uuid::from_u128(self.host.into()), self.incarnation);
+        net::Start { instance, incarnation: self.incarnation, run, log_end: log.reach() }
     }
 
     /// One tick of the world: the process runs, the disk does what it has time for. `true`: it did, and all that was
@@ -313,11 +345,11 @@ impl Node {
     pub fn crash(&mut self, network: &Network, power: Option<Survival>, until_ms: u64) {
         match power {
             Some(survival) => {
-                network.power_off(self.id);
+                network.power_off(self.host);
                 self.disk = self.disk.crash(survival);
             }
             None => {
-                network.process_ended(self.id);
+                network.process_ended(self.host);
                 self.disk = self.disk.kill();
             }
         }
@@ -329,6 +361,8 @@ impl Node {
 }
 
 struct Start {
+    host: Host,
+    members: BTreeMap<NodeId, SocketAddr>,
     own: Identity,
     log: Log,
     timing: Timing,
@@ -347,7 +381,7 @@ impl Start {
         self.log.on_failure(Box::new(move |error| {
             log_told.lock().failed.get_or_insert(error.to_string());
         }));
-        let started = Replica::start_tuned(self.own.clone(), self.log, members(), self.timing, TUNING).await;
+        let started = Replica::start_tuned(self.own.clone(), self.log, self.members, self.timing, TUNING).await;
         let replica = match started {
             Ok(replica) => replica,
             Err(e) => {
@@ -356,20 +390,28 @@ impl Start {
             }
         };
         let local = Local::new(replica.clone(), self.own.clone());
-        let status = status_of(self.own.clone(), replica.clone());
+        let status = status_of(self.own.clone(), self.host, replica.clone());
         let server = volume::Server::new(local.clone(), status);
         let stop = CancellationToken::new();
         let dispatch = Arc::new(Dispatch { replica: replica.clone(), server });
-        tokio::spawn(Server::run(self.network.listen(node), self.own, dispatch, stop.clone()));
+        tokio::spawn(Server::run(self.network.listen(self.host), self.own.clone(), dispatch, stop.clone()));
         if self.found {
             // Tried again by nobody: the founding is done before anything goes wrong.
-            let _ = replica.initialize(members()).await;
+            let _ = replica.initialize(founders()).await;
         }
-        tokio::spawn(upkeep::run(replica.clone(), stop));
+        tokio::spawn(upkeep::run(replica.clone(), stop.clone()));
+        tokio::spawn(members::stand(local.clone(), replica.clone(), stop.clone()));
+        tokio::spawn(members::tend(replica.clone(), self.own, stop));
         self.told.lock().replica = Some(replica.clone());
         let volume = Volume::local(local, &format!("node {node}"));
-        clients::start(&volume, node * 10, self.programs, &self.diary, &self.dice);
-        let why = replica.failed().await;
+        clients::start(&volume, self.host * 10, self.programs, &self.diary, &self.dice);
+        let why = tokio::select! {
+            why = replica.failed() => why,
+            expulsion = replica.expelled() => {
+                self.told.lock().expelled.get_or_insert(expulsion);
+                return;
+            }
+        };
         let why = match why {
             Ending::Diverged(why) => format!("{DIVERGED}{why}"),
             why => why.to_string(),
@@ -378,16 +420,12 @@ impl Start {
     }
 }
 
-fn process_start(incarnation: u64, log: &Log) -> net::Start {
-    net::Start { incarnation, run: incarnation, log_end: log.reach(), ..net::Start::default() }
-}
-
-fn status_of(own: Identity, replica: Replica) -> impl Fn() -> NodeStatus + Send + Sync {
+fn status_of(own: Identity, host: Host, replica: Replica) -> impl Fn() -> NodeStatus + Send + Sync {
     let node = own.node.unwrap_or_default();
     move || NodeStatus {
         cluster: own.cluster,
         node,
-        address: network::address(node),
+        address: network::address(host),
         pid: 1,
         version: String::new(),
         incarnation: own.start.incarnation,

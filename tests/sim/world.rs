@@ -6,23 +6,22 @@
 
 use crate::clients::{self, Diary};
 use crate::diary::Answered;
-use crate::invariants::{Held, Invariants, expiry};
+use crate::invariants::{Held, Invariants, expiry, locks};
 use crate::nemesis::{Nemesis, Targets};
 use crate::network::{self, Host, Network, TICK_MS};
-use crate::node::{self, Machine, NODES, Node, Site, Standing};
+use crate::node::{self, FIRST_NEWCOMER, Machine, NEWCOMERS_MAX, NODES, Node, OUTSIDERS, Site, Standing};
+use crate::operator::{self, Desk};
 use crate::os::{self, Dice};
 use crate::trace::Trace;
 use keelfs::log::StorageError;
 use keelfs::log::simulated::Survival;
-use keelfs::net::NodeId;
+use keelfs::net::{Expulsion, NodeId};
 use keelfs::raft::{Replica, Timing};
 use keelfs::volume::{Client, Volume};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Machines that have programs and no data.
-const OUTSIDERS: u64 = 2;
 const PROGRAMS: u64 = 2;
 /// Runs in which locks are taken. Not all: whoever waits for one of a dead session waits as long as a session lives.
 const LOCKS_PERCENT: u64 = 35;
@@ -48,6 +47,7 @@ pub struct World {
     outsiders: Vec<Machine>,
     /// Of the outsiders: they end when the run does.
     volumes: Vec<Volume>,
+    desk: Desk,
     nemesis: Nemesis,
     invariants: Invariants,
     consequences: BTreeMap<String, u64>,
@@ -96,7 +96,7 @@ impl World {
         let away = Dice::new(seed, 5).chance(AWAY_PERCENT);
         let locks = Dice::new(seed, 4).chance(LOCKS_PERCENT) || away;
         diary.with(|pages| pages.locks = locks);
-        let hosts: Vec<Host> = (1..=NODES + OUTSIDERS).collect();
+        let hosts: Vec<Host> = (1..FIRST_NEWCOMER + NEWCOMERS_MAX).collect();
         let safety_ms = *dice.pick(&[14_000, 20_000, 40_000]);
         let safety_ms = if away { AWAY_SAFETY_MS } else { safety_ms };
         let site = Site {
@@ -108,9 +108,10 @@ impl World {
             programs: PROGRAMS,
         };
         let mut world = World {
-            nodes: (1..=NODES).map(|id| Node::new(id, seed)).collect(),
+            nodes: (1..=NODES).map(|id| Node::new(id, id, node::founders(), seed)).collect(),
             outsiders: Vec::new(),
             volumes: Vec::new(),
+            desk: Desk::default(),
             nemesis: Nemesis::new(seed, safety_ms, hosts, away),
             invariants: Invariants::default(),
             consequences: BTreeMap::new(),
@@ -120,15 +121,21 @@ impl World {
             answered: (None, None),
         };
         (NODES + 1..=NODES + OUTSIDERS).for_each(|host| world.add_outsider(host));
+        world.hire_operator();
         world
+    }
+
+    /// Of any founder, and then of the others.
+    fn client(&mut self) -> Client {
+        let first = self.dice.below(NODES);
+        let addresses = (0..NODES).map(|node| network::address(1 + (first + node) % NODES)).collect();
+        Client::new(addresses, node::cluster_id()).unwrap_or_else(|e| panic!("{e}"))
     }
 
     fn add_outsider(&mut self, host: Host) {
         self.site.network.power_on(host);
         let machine = Machine::new(host);
-        let first = self.dice.below(NODES);
-        let addresses = (0..NODES).map(|node| network::address(1 + (first + node) % NODES)).collect();
-        let client = Client::new(addresses, node::cluster_id()).unwrap_or_else(|e| panic!("{e}"));
+        let client = self.client();
         let (diary, dice) = (self.site.diary.clone(), Dice::new(self.site.seed, 500 + host));
         let volume = machine.within(&self.site.network, 0, || {
             let volume = client.volume(&format!("outsider {host}"));
@@ -137,6 +144,13 @@ impl World {
         });
         self.outsiders.push(machine);
         self.volumes.push(volume);
+    }
+
+    /// On the first machine without data.
+    fn hire_operator(&mut self) {
+        let client = self.client();
+        self.outsiders[0]
+            .within(&self.site.network, 0, || drop(tokio::spawn(operator::run(client, self.desk.clone()))));
     }
 
     pub fn run(mut self) -> Outcome {
@@ -194,6 +208,7 @@ impl World {
             nodes: &mut self.nodes,
             outsiders: &mut self.outsiders,
             network: &self.site.network,
+            desk: &self.desk,
         });
         self.answered.1 = Some(self.site.diary.answered());
         let healed = os::now_ms();
@@ -225,10 +240,14 @@ impl World {
         if !waiting.is_empty() {
             return Some(format!("clients {waiting:?} have not finished"));
         }
-        let replicas = self.replicas();
+        if self.desk.is_busy() {
+            return Some("the operator has not carried out its order".into());
+        }
+        let (replicas, all) = (self.replicas(), self.nodes.len());
         let refused = self.nodes.iter().filter(|node| matches!(node.standing, Standing::Refused)).count();
-        if replicas.len() + refused < NODES as usize || refused > 1 {
-            return Some(format!("{} of {NODES} nodes run, {refused} refuse to", replicas.len()));
+        let removed = self.nodes.iter().filter(|node| matches!(node.standing, Standing::Removed)).count();
+        if replicas.len() + refused + removed < all || refused > 1 {
+            return Some(format!("{} of {all} nodes run, {refused} refuse to, {removed} are removed", replicas.len()));
         }
         let states: Vec<_> = replicas.iter().map(|(node, replica)| (node, replica.state())).collect();
         let applied: Vec<_> = states.iter().map(|(node, state)| (**node, state.applied().0)).collect();
@@ -238,7 +257,9 @@ impl World {
         if !equal {
             return Some(format!("the nodes have applied up to {applied:?}, or differ"));
         }
-        expiry::late(&self.site.diary, &replicas)
+        // Of processes that have ended they are held until their sessions end.
+        let held = locks::are_free(&replicas).err();
+        held.or_else(|| expiry::late(&self.site.diary, &replicas))
     }
 
     fn tick(&mut self, faults: bool) -> Held {
@@ -249,6 +270,7 @@ impl World {
                 nodes: &mut self.nodes,
                 outsiders: &mut self.outsiders,
                 network: &self.site.network,
+                desk: &self.desk,
             });
             if self.answered.0.is_none() && self.nemesis.has_begun() {
                 self.answered.0 = Some(self.site.diary.answered());
@@ -258,6 +280,7 @@ impl World {
         for number in 0..self.nodes.len() {
             self.tick_node(number)?;
         }
+        self.set_up_newcomers();
         for machine in &mut self.outsiders {
             machine.tick(&self.site.network, 0, TICK_MS);
         }
@@ -270,17 +293,26 @@ impl World {
         }
     }
 
+    /// What the operator was promised: a machine with an empty disk, which has been told who the members are.
+    fn set_up_newcomers(&mut self) {
+        while let Some(new) = self.desk.next_newcomer() {
+            self.site.diary.trace.note("newcomer", &[new.id, new.host]);
+            self.nodes.push(Node::new(new.id, new.host, new.members, self.site.seed));
+        }
+    }
+
     /// Clients end with the process that they are part of.
     fn forget_dead_clients(&mut self) {
-        let up: Vec<NodeId> = self.nodes.iter().filter(|node| node.process().is_some()).map(|node| node.id).collect();
-        self.site.diary.with(|pages| pages.clients.retain(|client| client / 10 > NODES || up.contains(&(client / 10))));
+        let up: Vec<Host> = self.nodes.iter().filter(|node| node.process().is_some()).map(|node| node.host).collect();
+        let lives = |host: Host| node::is_outsider(host) || up.contains(&host);
+        self.site.diary.with(|pages| pages.clients.retain(|client| lives(client / 10)));
     }
 
     fn tick_node(&mut self, number: usize) -> Held {
         let now = os::now_ms();
         let node = &mut self.nodes[number];
         match &node.standing {
-            Standing::Refused => return Ok(()),
+            Standing::Refused | Standing::Removed => return Ok(()),
             Standing::Down { until_ms } if now < *until_ms => return Ok(()),
             Standing::Down { .. } => return self.boot(number),
             Standing::Up(_) => {}
@@ -295,6 +327,10 @@ impl World {
             self.forget_dead_clients();
             self.count("power went in mid-write");
             return Ok(());
+        }
+        let expelled = process.told.lock().expelled.clone();
+        if expelled.is_some() || self.desk.is_given_up(node.id) {
+            return self.gone(number, expelled);
         }
         let failed = process.told.lock().failed.clone();
         if let Some(why) = failed {
@@ -319,6 +355,7 @@ impl World {
             self.invariants.look_at_replica(node.id, node.incarnation, &process.log, &replica)?;
             if now % CHECK_EVERY_MS < TICK_MS {
                 self.invariants.look_at_state(node.id, &replica)?;
+                node.members = replica.members();
             }
         }
         Ok(())
@@ -338,13 +375,29 @@ impl World {
             }
             Err(error @ StorageError::Io { .. }) if node.disk.is_off() || node.is_excuse(&error.to_string()) => {
                 // No space, a write or sync that fails, or the power went again.
-                self.site.diary.trace.tell(|| format!("node {} does not start: {error}", number + 1));
+                self.site.diary.trace.tell(|| format!("node {} does not start: {error}", node.id));
                 let power = node.disk.is_off().then(|| Survival::Random(self.dice.any()));
                 node.crash(&self.site.network, power, os::now_ms() + 300);
                 Ok(())
             }
             Err(error) => Err(format!("node {} does not start, for no reason: {error}", node.id)),
         }
+    }
+
+    /// It may never again take part: right only for a node that was removed.
+    fn gone(&mut self, number: usize, expelled: Option<Expulsion>) -> Held {
+        let node = &mut self.nodes[number];
+        match expelled {
+            Some(Expulsion { removed: true, .. }) if self.desk.is_leaving(node.id) => {}
+            Some(expulsion) => return Err(format!("identity: node {} was expelled: {}", node.id, expulsion.why)),
+            None => {}
+        }
+        node.crash(&self.site.network, None, u64::MAX);
+        node.standing = Standing::Removed;
+        self.site.diary.trace.note("removed", &[node.id]);
+        self.forget_dead_clients();
+        self.count("were removed");
+        Ok(())
     }
 
     /// What the faults came to.
@@ -354,9 +407,9 @@ impl World {
 
     /// The process has ended by itself, because its disk or its Raft failed.
     fn exited(&mut self, number: usize, why: &str) -> Held {
-        self.site.diary.trace.note("exited", &[number as u64 + 1]);
-        self.site.diary.trace.tell(|| format!("node {} has ended: {why}", number + 1));
         let node = &mut self.nodes[number];
+        self.site.diary.trace.note("exited", &[node.id]);
+        self.site.diary.trace.tell(|| format!("node {} has ended: {why}", node.id));
         let what = match (node.is_excuse(why), node.rotten) {
             (true, _) if why.contains("No space left") => "ended: no space",
             (true, _) => "ended: its disk failed",

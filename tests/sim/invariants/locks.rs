@@ -70,7 +70,7 @@ fn is_free(node: NodeId, replica: &Replica, file: u64) -> Held {
         let (range, mode) = (LockRange { start: 0, end: u64::MAX }, LockMode::Exclusive);
         let anyone = Query::TestLock { ino: found.ino, session: SessionId(0), owner, range, mode };
         if let Ok(Answer::Lock(Some(left))) = state.answer(&anyone) {
-            return Err(format!("locks: in the end {} is still held on node {node}: {left:?}", file_name(file)));
+            return Err(format!("{} is still locked on node {node}: {left:?}", file_name(file)));
         }
     }
     Ok(())
