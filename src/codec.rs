@@ -1,7 +1,7 @@
 //! Truth ↔ bytes. bincode lives here and nowhere else.
 //!
-//! Every value is preceded by a format version byte by whoever frames it (record, frame, snapshot item). Decoding is
-//! bounded by the length of its input, refuses trailing bytes and never guesses: undecodable is an error.
+//! Every value is preceded by a format version byte by whoever frames it (record, frame, snapshot item). Decoding takes
+//! at most [`VALUE_BYTES_MAX`] of memory, refuses trailing bytes and never guesses: undecodable is an error.
 
 use serde::{Serialize, de::DeserializeOwned};
 

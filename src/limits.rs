@@ -30,8 +30,8 @@ pub const SESSION_OUTSTANDING_MAX: usize = 4096;
 pub const SESSIONS_MAX: usize = 10_000;
 /// Longest label of a session, in bytes.
 pub const SESSION_LABEL_BYTES_MAX: usize = 255;
-/// Most ephemeral files that go in the entry that ends their session; the others expire at once.
-pub const EPHEMERALS_AT_ONCE_MAX: usize = 1000;
+/// Most names of ephemeral inodes that go in the entry that ends their session; the others expire at once.
+pub const EPHEMERAL_NAMES_AT_ONCE_MAX: u32 = 1000;
 /// Most extents that one copy of a range shares; a longer copy is cut short and its caller goes on. Without it, a file
 /// copied onto its own end, over and over, would double the memory of every node each time.
 pub const COPY_EXTENTS_MAX: usize = 4096;

@@ -2,7 +2,8 @@
 //!
 //! Exactly-once after Ongaro's thesis, section 6.3, as LogCabin does it: a session keeps the outcome of each of its
 //! requests until its client says, with `first_outstanding`, that it needs them no more. A request that comes again gets
-//! the kept outcome; one that was given up, or whose session has ended, is refused and never executed.
+//! the kept outcome; one that was given up, or whose session has ended, is refused and not executed. (One beyond
+//! the most that a session may have outstanding is refused too, and may be executed when it comes again.)
 
 use super::*;
 use crate::limits::{BODY_BYTES_MAX, SESSION_OUTSTANDING_MAX};

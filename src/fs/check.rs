@@ -11,7 +11,7 @@ use crate::limits::{FILE_BYTES_MAX, SESSION_OUTSTANDING_MAX, XATTRS_BYTES_MAX};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl State {
-    /// Test every invariant: I1 to I14, I16 and I17 of [`State`], L1 to L8 of its locks. O(n).
+    /// Test every invariant: I1 to I14 and I16 to I18 of [`State`], L1 to L8 of its locks. O(n).
     pub fn check(&self) -> Result<(), Broken> {
         self.check_sums()?;
         self.check_derived()?;
@@ -25,6 +25,7 @@ impl State {
             self.check_acls(*ino, inode)?;
             self.check_endings(*ino, inode)?;
         }
+        self.check_versions()?;
         self.check_tree()?;
         self.check_strays()?;
         self.check_sessions()?;
@@ -114,6 +115,16 @@ impl State {
         hold("I9", ordered, || {
             format!("inode {}: version {:?}, change {:?} at {:?}", ino.0, inode.version, inode.change, self.applied)
         })
+    }
+
+    fn check_versions(&self) -> Result<(), Broken> {
+        let mut seen = BTreeMap::new();
+        let files = self.inodes.iter().filter(|(_, inode)| matches!(inode.node, Node::File { .. }));
+        for (ino, inode) in files {
+            let other = seen.insert(inode.version, *ino);
+            hold("I18", other.is_none(), || format!("inodes {} and {other:?} have {:?}", ino.0, inode.version))?;
+        }
+        Ok(())
     }
 
     fn check_content(&self, ino: Ino, inode: &Inode) -> Result<(), Broken> {

@@ -1,4 +1,5 @@
-//! Indexes that are computed from the replicated maps: to find things fast, never to decide what is true.
+//! Indexes that are computed from the replicated maps, to find things fast. What is found by them decides what commands do, so
+//! a wrong index is as bad as wrong data (I10).
 //!
 //! They are neither hashed nor exported; import builds them anew, and `check` compares them with what it builds. Each
 //! replicated item adds its own facts and takes exactly these back when it changes or goes.

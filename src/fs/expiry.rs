@@ -13,7 +13,7 @@
 //! ones too, and what is to live ten minutes would end at once.
 
 use super::*;
-use crate::limits::EPHEMERALS_AT_ONCE_MAX;
+use crate::limits::EPHEMERAL_NAMES_AT_ONCE_MAX;
 use crate::seeded::{Bug, planted};
 use inode::{Inode, Node};
 use state::Cause;
@@ -83,16 +83,18 @@ impl State {
 
     /// A session has ended: what is ephemeral with it goes, the newest first, because what lies in a directory is mostly
     /// newer than it. A directory that still holds something expires at once, that is: as soon as it is empty. So does
-    /// what is beyond [`EPHEMERALS_AT_ONCE_MAX`], each in an entry of its own: every name that goes costs something for
-    /// each session, and no entry may hold up the replicas for long.
+    /// what is beyond [`EPHEMERAL_NAMES_AT_ONCE_MAX`], each in an entry of its own: every name that goes costs something
+    /// for each session, and no entry may hold up the replicas for long.
     pub(super) fn end_ephemerals(&mut self, cause: &Cause, session: SessionId) {
         let tied = self.derived.ephemerals.range((session, Ino(0))..=(session, Ino(u64::MAX)));
         let mut tied: Vec<_> = tied.map(|(_, ino)| *ino).collect();
         tied.sort_by_key(|ino| (self.is_directory(*ino), std::cmp::Reverse(*ino)));
-        for (place, ino) in tied.into_iter().enumerate() {
+        let mut names = 0_u32;
+        for ino in tied {
             self.change(ino, |inode| inode.ephemeral = None);
+            names = names.saturating_add(self.inodes.get(&ino).map_or(0, |inode| inode.nlink));
             match self.inodes.get(&ino) {
-                Some(inode) if inode.entries() == 0 && place < EPHEMERALS_AT_ONCE_MAX => {
+                Some(inode) if inode.entries() == 0 && names <= EPHEMERAL_NAMES_AT_ONCE_MAX => {
                     self.remove_all_names(cause, ino);
                 }
                 _ => self.amend(cause, ino, |inode| inode.deadline = Some(cause.now)),

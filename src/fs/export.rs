@@ -186,15 +186,13 @@ impl Importer {
 impl State {
     /// Put the contents of an item where they belong; derived indexes are for later.
     fn take_in(&mut self, item: Item) -> Result<(), Broken> {
-        // Bytes are copied, because a decoded value may be a slice of the whole item.
-        let own = |bytes: Bytes| Bytes::copy_from_slice(&bytes);
         match item {
             Item::Header(_) | Item::End => {}
             Item::Inodes(items) => self.inodes.fill(items.into_iter().map(|(ino, inode)| (ino, Arc::new(inode)))),
             Item::Dentries(items) => self.dentries.fill(items.into_iter().map(|(ino, name, to)| ((ino, name), to))),
             Item::Extents(items) => self.extents.fill(items.into_iter().map(|(ino, at, extent)| ((ino, at), extent))),
             Item::Xattrs(items) => {
-                self.xattrs.fill(items.into_iter().map(|(ino, name, value)| ((ino, own(name)), own(value))));
+                self.xattrs.fill(items.into_iter().map(|(ino, name, value)| ((ino, name), value)));
             }
             Item::Sessions(items) => self.sessions.fill(items.into_iter()),
             Item::Replies(items) => self.replies.fill(items.into_iter().map(|(id, seq, outcome)| ((id, seq), outcome))),

@@ -4,7 +4,7 @@ use super::*;
 use state::Cause;
 
 impl State {
-    /// `Lock`, `CancelLock` and `ReleaseOwner`. Giving back works on an inode that has gone: nothing is held on it.
+    /// `Lock`, `CancelLock` and `ReleaseOwner`. The latter two work on an inode that has gone: nothing is held on it.
     pub(super) fn locking(&mut self, cause: &Cause, command: &Command) -> Outcome {
         let session = cause.session;
         match *command {

@@ -1,7 +1,9 @@
 //! `renameat2(2)`, and the condition that `user.keelfs.replace-if` puts on it.
 //!
-//! Version: an inode that takes the place of another gets the rename's index, so that the version seen at a path never
-//! goes back; without that, a reader with "version 40 of /f" could meet version 30 of /f later and think it older.
+//! Version: an inode that takes the place of another gets the rename's index, so that the version seen at a name does not go
+//! back as long as there is something; without that, a reader with "version 40 of /f" could meet version 30 of /f later and
+//! think it older. Of two that change places only the one that would take a version back gets it: no two files ever have one
+//! version (I18), so what a `cas` expects means one content, wherever that has been moved meanwhile.
 
 use super::*;
 use inode::{Inode, Node};
@@ -106,8 +108,14 @@ impl State {
     fn exchange(&mut self, cause: &Cause, (from, moved): (&Place, Ino), (to, other): (&Place, Ino)) {
         self.repoint(cause, to.parent, &to.name, moved);
         self.repoint(cause, from.parent, &from.name, other);
-        self.amend(cause, moved, |inode| arrive(inode, cause, true));
-        self.amend(cause, other, |inode| inode.version = cause.index);
+        let version = |ino| self.inode(ino).map(|inode| inode.version).unwrap_or_default();
+        let moved_is_older = version(moved) <= version(other);
+        self.amend(cause, moved, |inode| arrive(inode, cause, moved_is_older));
+        self.amend(cause, other, |inode| {
+            if !moved_is_older {
+                inode.version = cause.index;
+            }
+        });
     }
 
     /// `user.keelfs.replace-if`; `None` clears.

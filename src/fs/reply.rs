@@ -75,7 +75,7 @@ pub enum Refusal {
     /// The name has come to mean another inode than the proposer saw: look again and submit anew.
     #[error("the name changed meanwhile")]
     Raced,
-    /// The session is unknown or has ended: the command was not executed.
+    /// The session is unknown or has ended: the command is not executed now. An earlier copy of it may have been.
     #[error("the session has ended")]
     SessionEnded,
     /// The request is below its session's `first_outstanding`: it was given up; not executed now.

@@ -100,7 +100,7 @@ impl State {
     }
 
     /// What the leader should propose now that cluster time is `now`: session ends and expiries that are due (at most
-    /// `limit`), the longest due first.
+    /// `limit`); of each kind, the longest due first.
     pub fn due(&self, now: ClusterTime, limit: usize) -> Vec<Command> {
         let silent = self.derived.silences.iter().take_while(|(seen, _)| lapses_at(*seen) <= now);
         let ended = self.derived.deadlines.iter().take_while(|(deadline, _)| *deadline <= now);

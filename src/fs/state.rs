@@ -1,8 +1,8 @@
 //! The whole file system at one index: the data, its invariants, and the few functions that change one item of it.
 //!
 //! Everything is reachable from here and every map is persistent, so a clone is a snapshot: a few reference counts, and
-//! never changed by what happens later. What every other file of this room does to the data goes through `put_*`,
-//! `take_*` and `change` below, which keep hash and indexes in step.
+//! never changed by what happens later. What other files of this room do to inodes, names and extents goes
+//! through `put_*`, `take_*` and `change` below, which keep the indexes in step; hashes every map keeps by itself.
 //!
 //! Decision: maps over the whole tree (dentries by directory and name, extents by file and offset) instead of a map in
 //! each inode. A million small files would otherwise carry a million nearly empty tree nodes of half a kilobyte each; and
@@ -42,6 +42,7 @@ use std::sync::Arc;
 /// I16 A stored access control list is valid and in canonical form; an access list says more than a mode, and agrees with
 ///     its inode's; a default list belongs to a directory.
 /// I17 Every node's number is below `next_node`, which only rises.
+/// I18 No two regular files have the same version.
 #[derive(Clone)]
 pub struct State {
     pub(super) applied: LogIndex,

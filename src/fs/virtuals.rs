@@ -35,8 +35,9 @@ impl State {
         text.map(Bytes::from).ok_or(Refusal::NoSuchXattr)
     }
 
+    /// At least 1: what is due and still there, or may not go before it is empty, has not ended; and 0 means never.
     fn seconds_left(&self, inode: &Inode) -> Option<u64> {
-        Some(words::seconds_rounded_up(inode.deadline?.0.saturating_sub(self.cluster.0)))
+        Some(words::seconds_rounded_up(inode.deadline?.0.saturating_sub(self.cluster.0)).max(1))
     }
 
     /// Unix seconds, to the nearest, so that what was set is what is read.

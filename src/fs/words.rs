@@ -144,7 +144,7 @@ pub fn parse_expires(text: &[u8]) -> Result<ExpiryChange, Refusal> {
     Ok(ExpiryChange::At { unix_seconds })
 }
 
-/// A span as it is shown: whole seconds, rounded up, so that what still exists never shows 0.
+/// A span as it is shown: whole seconds, rounded up.
 pub fn seconds_rounded_up(ns: u64) -> u64 {
     ns.div_ceil(SECOND_NS)
 }

@@ -125,7 +125,7 @@ async fn seconds_left(volume: &Volume, ino: Ino, deadline: Instant) -> Result<u6
     match volume.query(Query::Xattr { ino, name }, deadline).await {
         Ok(fs::Answer::Bytes(digits)) => {
             let seconds = std::str::from_utf8(&digits).ok().and_then(|digits| digits.parse::<u64>().ok());
-            seconds.map(|seconds| seconds.max(1)).ok_or_else(|| unexpected("an expiry"))
+            seconds.ok_or_else(|| unexpected("an expiry"))
         }
         Ok(_) => Err(unexpected("an attribute")),
         Err(Failure::Refused(Refusal::NoSuchXattr)) => Ok(0),

@@ -6,6 +6,7 @@ use crate::log::rot::rot;
 use crate::volume::Failure;
 use bytes::Bytes;
 use std::path::Path;
+use tokio::time::sleep;
 
 const CLUSTER: Uuid = Uuid::from_u128(0x5eed);
 
@@ -149,6 +150,48 @@ async fn an_expiring_file_ends_although_nothing_else_happens_and_not_before_its_
     assert!(gone.duration_since(before) >= ttl);
     one.stop().await;
     two.stop().await;
+}
+
+/// However many there are: they do not wait for one look of the leader after the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_end_together_go_together() {
+    const FILES: usize = 3_000;
+    let root = tempfile::tempdir().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let members = BTreeMap::from([(1, listener.local_addr().unwrap())]);
+    drop(listener);
+    init(root.path(), &members);
+    let mut node = start(root.path(), 1).await;
+    let volume = node.volume("test");
+    let end = std::time::SystemTime::now() + Duration::from_secs(20);
+    let end = end.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+    let names: Vec<String> = (0..FILES).map(|number| number.to_string()).collect();
+    for names in names.chunks(200) {
+        let put = |name: &String| {
+            let command = put(name, ExpiryChange::At { unix_seconds: end }, &Bytes::new());
+            volume.submit(Credentials::default(), command, Bytes::new(), later())
+        };
+        let made = join_all(names.iter().map(put)).await;
+        assert!(made.iter().all(Result::is_ok));
+    }
+    let left = async || {
+        let query = Query::ReadDirectory { ino: Ino::ROOT, after: 0, limit: u32::MAX };
+        match volume.query(query, later()).await {
+            Ok(Answer::Directory { entries, .. }) => entries.len(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let until = async |most: usize| {
+        while left().await > most {
+            sleep(Duration::from_millis(20)).await;
+        }
+        Instant::now()
+    };
+    assert_eq!(left().await, FILES, "they were made long before they end");
+    let (first, last) = (until(FILES - 1).await, until(0).await);
+    let looks = FILES.div_ceil(upkeep::BATCH_MAX) as u32;
+    assert!(last - first < upkeep::LOOK_EVERY * looks / 2, "{:?}", last - first);
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

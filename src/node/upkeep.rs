@@ -16,11 +16,11 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How often the leader looks.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Longest time without a stamp while deadlines wait.
 const TICK_AFTER: Duration = Duration::from_secs(1);
-/// Proposals under way at one time.
-const BATCH_MAX: usize = 64;
+/// Proposals under way at one time. If so many were due and have been applied, there is no pause before the next look.
+pub(super) const BATCH_MAX: usize = 64;
 /// How long a batch may take before the leader looks anew.
 const BATCH_TIME: Duration = Duration::from_secs(10);
 
@@ -53,7 +53,9 @@ impl Silence {
 /// Propose what is due, while this node leads, until `stop`.
 pub async fn run(replica: Replica, stop: CancellationToken) {
     let mut silence = Silence { last: ClusterTime(0), since: Instant::now() };
-    while stop.run_until_cancelled(sleep(LOOK_EVERY)).await.is_some() {
+    let mut more = false;
+    while more || stop.run_until_cancelled(sleep(LOOK_EVERY)).await.is_some() {
+        more = false;
         let Some(time) = replica.cluster_time() else { continue };
         let (root, now) = (replica.state(), Instant::now());
         silence.see(root.cluster_time(), now);
@@ -63,7 +65,9 @@ pub async fn run(replica: Replica, stop: CancellationToken) {
             Due::Commands(commands) => commands,
         };
         drop(root);
-        stop.run_until_cancelled(propose(&replica, commands)).await;
+        let full = commands.len() == BATCH_MAX;
+        let applied = stop.run_until_cancelled(propose(&replica, commands)).await == Some(true);
+        more = full && applied;
     }
 }
 
@@ -77,17 +81,16 @@ fn due(root: &State, time: ClusterTime, silent: bool) -> Due {
     }
 }
 
-/// Propose all, and wait: what was applied is no longer due at the next look.
-async fn propose(replica: &Replica, commands: Vec<Command>) {
+/// Propose all, and wait: what was applied is no longer due at the next look. `true`: all of it was.
+async fn propose(replica: &Replica, commands: Vec<Command>) -> bool {
     let proposals = commands.into_iter().map(|command| replica.propose(sessionless(command), Bytes::new()));
-    match timeout(BATCH_TIME, join_all(proposals)).await {
-        Err(_) => tracing::debug!("what was due could not be committed in {BATCH_TIME:?}"),
-        Ok(results) => {
-            for error in results.into_iter().filter_map(Result::err) {
-                tracing::debug!("what was due was not committed: {error}");
-            }
-        }
-    }
+    let Ok(results) = timeout(BATCH_TIME, join_all(proposals)).await else {
+        tracing::debug!("what was due could not be committed in {BATCH_TIME:?}");
+        return false;
+    };
+    let errors: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+    errors.iter().for_each(|error| tracing::debug!("what was due was not committed: {error}"));
+    errors.is_empty()
 }
 
 #[cfg(test)]

@@ -533,10 +533,11 @@ impl Naive {
         self.touch(source);
         self.nodes.get_mut(&source).unwrap().replace_if = None;
         let Some(target) = target else { return };
-        self.nodes.get_mut(&source).unwrap().version = self.index;
+        let older =
+            if !exchange || self.nodes[&source].version <= self.nodes[&target].version { source } else { target };
+        self.nodes.get_mut(&older).unwrap().version = self.index;
         if exchange {
             self.touch(target);
-            self.nodes.get_mut(&target).unwrap().version = self.index;
         } else {
             self.lose_name(target);
         }

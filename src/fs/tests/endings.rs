@@ -178,7 +178,7 @@ fn with_a_session_end_its_locks_holds_and_ephemeral_files() {
 #[test]
 fn more_ephemeral_files_than_one_entry_removes_expire_at_once() {
     let mut play = Play::new();
-    let most = crate::limits::EPHEMERALS_AT_ONCE_MAX;
+    let most = crate::limits::EPHEMERAL_NAMES_AT_ONCE_MAX as usize;
     for number in 0..most + 70 {
         let (node, name) = (NewNode::File, name(&number.to_string()));
         let made = play.run_unchecked(Command::Make { parent: Ino::ROOT, name, node, mode: 0, umask: 0 });

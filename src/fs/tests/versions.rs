@@ -41,7 +41,7 @@ fn of_those_who_saw_one_version_one_wins() {
 }
 
 #[test]
-fn the_version_at_a_path_never_goes_back() {
+fn the_version_at_a_name_does_not_go_back_while_something_is_there() {
     let mut play = Play::new();
     let old = play.file("old");
     let current = play.file("current");
@@ -53,6 +53,28 @@ fn the_version_at_a_path_never_goes_back() {
     let version = play.stat(unmoved).version;
     play.rename((Ino::ROOT, "x"), (Ino::ROOT, "y"), RenameMode::Replace).unwrap();
     assert_eq!(play.stat(unmoved).version, version, "a free name had no version that could go back");
+}
+
+#[test]
+fn no_two_files_have_one_version() {
+    let mut play = Play::new();
+    let (a, b) = (play.file("a"), play.file("b"));
+    let older = play.stat(a).version;
+    play.rename((Ino::ROOT, "a"), (Ino::ROOT, "b"), RenameMode::Exchange).unwrap();
+    let (at_a, at_b) = (play.at("a").unwrap(), play.at("b").unwrap());
+    assert_eq!((at_a.ino, at_b.ino), (b, a));
+    assert!(at_a.version > older && at_b.version > at_a.version, "at neither name does it go back");
+
+    let seen = at_b.version;
+    play.unlink("b").unwrap();
+    play.rename((Ino::ROOT, "a"), (Ino::ROOT, "b"), RenameMode::Replace).unwrap();
+    assert_ne!(play.at("b").unwrap().version, seen, "who has seen one of them knows nothing of the other");
+    play.rename((Ino::ROOT, "b"), (Ino::ROOT, "a"), RenameMode::Replace).unwrap();
+    let (c, older) = (play.file("c"), play.at("a").unwrap().version);
+    let newer = play.stat(c).version;
+    play.rename((Ino::ROOT, "c"), (Ino::ROOT, "a"), RenameMode::Exchange).unwrap();
+    assert_eq!((play.stat(b).version.0, play.stat(c).version), (play.index, newer), "in either direction");
+    assert!(older < newer);
 }
 
 #[test]
