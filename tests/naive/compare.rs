@@ -50,7 +50,7 @@ impl Naive {
         let computed = [
             ("version", Some(node.version.0.to_string())),
             ("change", Some(node.change.0.to_string())),
-            ("ttl", node.deadline.map(|d| d.saturating_sub(self.now).div_ceil(SECOND_NS).to_string())),
+            ("ttl", node.deadline.map(|d| d.saturating_sub(self.now).div_ceil(SECOND_NS).max(1).to_string())),
             ("default-ttl", node.default_ttl.map(|ttl| (ttl / SECOND_NS).to_string())),
             ("replace-if", node.replace_if.map(|v| v.0.to_string())),
             ("ephemeral", node.ephemeral.map(|_| "session".to_owned())),
