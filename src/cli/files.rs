@@ -133,8 +133,8 @@ async fn copy_out(files: &Files, file: &Attributes, path: &TreePath, output: Out
         offset += piece.len() as u64;
         if output.json {
             collected.extend_from_slice(&piece)
-        } else {
-            output::raw(&piece)?
+        } else if !output::raw(&piece)? {
+            return Ok(());
         }
         if offset >= head.size || piece.is_empty() {
             return if output.json {
@@ -347,7 +347,8 @@ pub async fn ttl(args: TtlArgs, output: Output) -> CliResult {
 
 async fn show_or_set_ttl(files: &Files, args: &TtlArgs, output: Output) -> CliResult {
     let path = args.at.path.as_str();
-    let failed = |failure: Failure| CliError::call("set the expiry of", path, &failure);
+    let tried = if args.duration.is_some() { "set the expiry of" } else { "read the expiry of" };
+    let failed = |failure: Failure| CliError::call(tried, path, &failure);
     let ino = files.resolve(path).await.map_err(failed)?.ino;
     if let Some(ttl) = args.duration {
         let command = Command::SetExpiry { ino, expiry: expiry(Some(ttl)) };

@@ -30,7 +30,9 @@ pub fn log(args: LogArgs, output: Output) -> CliResult {
         next = last.id.index + 1;
         let lines: Vec<String> =
             entries.iter().map(|entry| line(entry, committed, &args, output)).collect::<CliResult<_>>()?;
-        raw(lines.concat().as_bytes())?;
+        if !raw(lines.concat().as_bytes())? {
+            break;
+        }
     }
     Ok(())
 }

@@ -6,10 +6,11 @@ use crate::cli::cluster::process::{self, leave_session};
 use crate::cli::error::{CliError, CliResult, Tried};
 use crate::cli::keys;
 use crate::cli::mounts::{self, Found, Life, Unmount};
-use crate::cli::output::Output;
+use crate::cli::output::{Output, warn};
 use crate::cli::remote::Remote;
 use crate::fuse::{self, Mount, MountOptions};
 use crate::node::exit::Exit;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -22,6 +23,8 @@ use uuid::Uuid;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often we look whether a mount has come, or gone.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How long a mount that is given up may take to unmount by itself.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 const REMOUNT: &str = "remount";
 /// The mount option that names the directory of keys.
 const TLS: &str = "tls=";
@@ -148,11 +151,28 @@ fn wait_until_mounted(child: &mut Child, dir: &Path, log: &Path) -> CliResult {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            // It is our child, and not yet waited for: the number is still its own.
-            let _ = child.kill();
+            give_up(child, dir);
             return Err(CliError::new(Exit::NoMajority, format!("no answer in time at {}:{}", dir.display(), said())));
         }
         std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// A mount that nobody serves any more would be in everybody's way.
+fn give_up(child: &mut Child, dir: &Path) {
+    // It is our child, and not yet waited for: the number is still its own.
+    let pid = Pid::from_child(child);
+    let _ = kill_process(pid, Signal::TERM);
+    let deadline = Instant::now() + LAST_WORDS;
+    while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
+        std::thread::sleep(LOOK_EVERY);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    if mounts::found(dir) == Found::Ours
+        && let Err(error) = mounts::release(dir, Unmount::Lazy)
+    {
+        warn(&error.to_string());
     }
 }
 

@@ -1,7 +1,7 @@
 //! What goes to standard output: text for people or JSON for programs, never both.
 //!
 //! Standard error takes errors, and progress while it is a terminal. A reader that has gone away (`keelfs … | head`) ends
-//! the output without an error.
+//! the verb without an error.
 
 use crate::cli::error::{CliError, CliResult, Tried};
 use serde::Serialize;
@@ -20,12 +20,12 @@ impl Output {
             false => text(),
         };
         raw(line.as_bytes())?;
-        raw(b"\n")
+        raw(b"\n").map(drop)
     }
 
     /// A line on the way, for people only.
     pub fn say(self, line: &str) -> CliResult {
-        if self.json { Ok(()) } else { raw(format!("{line}\n").as_bytes()) }
+        if self.json { Ok(()) } else { raw(format!("{line}\n").as_bytes()).map(drop) }
     }
 
     pub fn error(self, error: &CliError) {
@@ -37,12 +37,12 @@ impl Output {
     }
 }
 
-/// Bytes as they are.
-pub fn raw(bytes: &[u8]) -> CliResult {
+/// Bytes as they are. `false`: nobody reads any more.
+pub fn raw(bytes: &[u8]) -> CliResult<bool> {
     let mut out = stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(why) if why.kind() == ErrorKind::BrokenPipe => Ok(()),
-        result => result.tried(|| "cannot write to standard output".into()),
+        Err(why) if why.kind() == ErrorKind::BrokenPipe => Ok(false),
+        result => result.map(|()| true).tried(|| "cannot write to standard output".into()),
     }
 }
 

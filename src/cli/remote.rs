@@ -44,18 +44,19 @@ impl Remote {
         // Nil: whichever cluster answers at the addresses.
         let at =
             |nodes: NodeList| Remote::to(nodes.0, Uuid::nil(), keys::of_client(args.tls.as_deref())?, args.timeout);
-        match (&args.node, &args.dir, nodes_of_environment()?) {
-            (Some(nodes), _, _) => at(nodes.clone()),
-            (None, Some(dir), _) => Remote::of_cluster(&ClusterDir::load(dir)?, args.timeout),
-            (None, None, Some(nodes)) => at(nodes),
-            (None, None, None) if ClusterDir::exists(here) && args.tls.is_some() => Err(CliError::usage(format!(
+        match (&args.node, &args.dir) {
+            (Some(nodes), _) => return at(nodes.clone()),
+            (None, Some(dir)) => return Remote::of_cluster(&ClusterDir::load(dir)?, args.timeout),
+            (None, None) => {}
+        }
+        match nodes_of_environment()? {
+            Some(nodes) => at(nodes),
+            None if ClusterDir::exists(here) && args.tls.is_some() => Err(CliError::usage(format!(
                 "--tls is for nodes that are named with --node HOST:PORT (or {NODES_VARIABLE}); the cluster in {DEFAULT_DIR} \
                  has its own keys, or none"
             ))),
-            (None, None, None) if ClusterDir::exists(here) => {
-                Remote::of_cluster(&ClusterDir::load(here)?, args.timeout)
-            }
-            (None, None, None) => Err(CliError::usage(format!(
+            None if ClusterDir::exists(here) => Remote::of_cluster(&ClusterDir::load(here)?, args.timeout),
+            None => Err(CliError::usage(format!(
                 "which cluster? There is none in {DEFAULT_DIR}: name nodes with --node HOST:PORT (or {NODES_VARIABLE}), or a \
                  cluster's directory with --dir"
             ))),

@@ -121,7 +121,7 @@ pub async fn put(files: &Files, target: &Target<'_>, mut content: Content) -> Re
         mode: MODE,
         length: first.len() as u32,
     };
-    version(files.submit(command, first).await?, files, target).await
+    version(&files.submit(command, first).await?)
 }
 
 async fn put_large(
@@ -196,7 +196,7 @@ async fn take_place(
         match result {
             // Somebody has replaced or removed the file that was looked at.
             Err(Failure::Refused(Refusal::Raced | Refusal::NoSuchInode)) if Instant::now() < deadline => continue,
-            reply => return version(reply?, files, target).await,
+            reply => return version(&reply?),
         }
     }
 }
@@ -273,11 +273,11 @@ async fn plain_xattrs(files: &Files, ino: Ino) -> Result<Vec<Bytes>, Failure> {
     Ok(names)
 }
 
-/// The version that a reply tells; else the one that the target has now.
-async fn version(reply: Reply, files: &Files, target: &Target<'_>) -> Result<LogIndex, Error> {
+/// The version that the change itself has made: who looked for it afterwards could find another's.
+fn version(reply: &Reply) -> Result<LogIndex, Error> {
     match reply {
         Reply::Attributes(attributes) => Ok(attributes.version),
-        _ => Ok(files.resolve(target.path.as_str()).await?.version),
+        other => Err(unexpected(other)),
     }
 }
 

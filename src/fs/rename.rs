@@ -14,7 +14,7 @@ use std::sync::Arc;
 const WHITEOUT: Node = Node::CharDevice { rdev: 0 };
 
 impl State {
-    /// `seen`: what the proposer saw at the two names (moved, replaced).
+    /// `seen`: what the proposer saw at the two names (moved, replaced). Answers with what was moved, as it is now.
     pub(super) fn rename(
         &mut self,
         cause: &Cause,
@@ -32,7 +32,7 @@ impl State {
         let target = replaced.map(|ino| self.inode(ino)).transpose()?;
         may_replace(mode, source, target)?;
         if replaced == Some(moved) {
-            return Ok(Reply::Done);
+            return self.shown(moved);
         }
         self.stays_a_tree(mode, (from, moved), (to, replaced))?;
         if mode.replaces() && target.is_some_and(|target| target.entries() > 0) {
@@ -49,7 +49,7 @@ impl State {
                 self.relink(cause, (from, moved), (to, replaced), whiteout_in);
             }
         }
-        Ok(Reply::Done)
+        self.shown(moved)
     }
 
     /// A directory must not come to lie below itself, in either direction of an exchange.

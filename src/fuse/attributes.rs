@@ -41,6 +41,7 @@ impl Call {
 
     pub async fn remove_xattr(&self, ino: Ino, name: &OsStr) -> Result<(), Errno> {
         if let Some(kind) = AclKind::named(name.as_bytes()) {
+            self.must_own(ino).await?;
             return self.submit(Command::SetAcl { ino, kind, acl: None, keep_setgid: true }).await.map(drop);
         }
         let command = words::remove_attribute(ino, name.as_bytes()).map_err(|refusal| of_refusal(&refusal))?;
@@ -51,6 +52,7 @@ impl Call {
     /// An access list opens a file to others in the owning group's name, so it costs the setgid bit unless the caller may
     /// act for that group. (The kernel's word on that comes with SETXATTR_EXT only.)
     async fn set_acl(&self, ino: Ino, kind: AclKind, value: Bytes) -> Result<(), Errno> {
+        self.must_own(ino).await?;
         let keep_setgid = match kind {
             AclKind::Access => {
                 let Attributes { mode, gid, .. } = self.attributes(ino).await?;

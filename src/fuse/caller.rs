@@ -5,6 +5,8 @@
 
 use crate::fs::Credentials;
 
+/// capabilities(7): change owners and groups.
+const CAP_CHOWN: u64 = 1;
 /// capabilities(7): do what otherwise the owner of a file may.
 const CAP_FOWNER: u64 = 1 << 3;
 /// capabilities(7): keep the setgid bit of what belongs to a group that one is not in.
@@ -18,6 +20,11 @@ pub fn may_keep_setgid(tid: u32, credentials: Credentials, gid: u32) -> bool {
 /// May the caller do with a file what its owner may?
 pub fn acts_as_owner(tid: u32) -> bool {
     Standing::of(tid).is_some_and(|standing| standing.capabilities & CAP_FOWNER != 0)
+}
+
+/// May the caller give any file to anybody?
+pub fn may_give(tid: u32) -> bool {
+    Standing::of(tid).is_some_and(|standing| standing.capabilities & CAP_CHOWN != 0)
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -80,6 +87,6 @@ mod tests {
         assert!(!may_keep_setgid(0, credentials, 8));
         assert!(!may_keep_setgid(u32::MAX, credentials, 8));
         assert!(is_of_our_user_namespace(std::process::id()));
-        assert!(!acts_as_owner(0));
+        assert!(!acts_as_owner(0) && !may_give(0));
     }
 }

@@ -5,10 +5,11 @@
 //! mapping that the kernel writes back are never appends, whatever handle they come through.
 
 use super::call::{Call, changed_attributes, unexpected};
+use super::caller;
 use super::errno::{Kind, of_failure};
 use super::overlay::{Arrived, Filling, Overlay};
 use super::translate;
-use crate::fs::{AllocateMode, Answer, AttributeChanges, Attributes, Command, Ino, Query, Reply, Usage};
+use crate::fs::{AllocateMode, Answer, AttributeChanges, Attributes, Command, Ino, Query, Reply, TimeChange, Usage};
 use crate::volume::{Capacity, Failure};
 use bytes::Bytes;
 use fuser::Errno;
@@ -88,7 +89,9 @@ impl Call {
             Target::Pages(offset) => (Command::Write { ino, offset, length }, arrived.laid_over(offset, data.clone())),
             Target::End => (Command::Append { ino, length }, data.clone()),
         };
-        let written = changed_attributes(self.change(ino, Some(handle), command, body).await?)?;
+        // Pages come with whichever handle the kernel finds: that says nothing about who has stored in them.
+        let handle = (!matches!(target, Target::Pages(_))).then_some(handle);
+        let written = changed_attributes(self.change(ino, handle, command, body).await?)?;
         match target {
             Target::At(offset) => arrived.answered(offset, written.version, written.size, data),
             Target::End => {
@@ -106,6 +109,7 @@ impl Call {
         handle: Option<u64>,
         changes: AttributeChanges,
     ) -> Result<Attributes, Errno> {
+        self.may_set(ino, &changes).await?;
         let size = changes.size;
         let changed = self.change(ino, handle, Command::SetAttributes { ino, changes }, Bytes::new()).await?;
         let attributes = changed_attributes(changed)?;
@@ -113,6 +117,26 @@ impl Call {
             self.mounted.overlay.cleared(ino, size..u64::MAX, attributes.version);
         }
         Ok(attributes)
+    }
+
+    /// Of a descriptor the kernel knows the owner that the file had when it was last looked at. That may be long ago, and who
+    /// gave a file away must not go on opening it to others.
+    async fn may_set(&self, ino: Ino, changes: &AttributeChanges) -> Result<(), Errno> {
+        let AttributeChanges { mode, uid, gid, size: _, atime, mtime } = changes;
+        let owner = uid.is_some() || gid.is_some();
+        let times = [atime, mtime].into_iter().any(|time| matches!(time, Some(TimeChange::To(_))));
+        if self.credentials.uid == 0 || !(owner || mode.is_some() || times) || owner && caller::may_give(self.tid) {
+            return Ok(());
+        }
+        self.must_own(ino).await
+    }
+
+    /// `EPERM` unless the caller owns the file now, or may do what its owner may.
+    pub async fn must_own(&self, ino: Ino) -> Result<(), Errno> {
+        let is_owner = self.credentials.uid == 0
+            || self.attributes(ino).await?.uid == self.credentials.uid
+            || caller::acts_as_owner(self.tid);
+        if is_owner { Ok(()) } else { Err(Errno::EPERM) }
     }
 
     /// Submit a change that came through a handle: not if the locks that were taken through it are lost.

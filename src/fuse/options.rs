@@ -72,8 +72,9 @@ const PASSED_OVER: [&str; 41] = [
     "remount",
     "silent",
     "loud",
-    // the kernel checks permissions here, and a mount may cover files
+    // the kernel checks permissions here
     "default_permissions",
+    // what it would cover is refused all the same
     "nonempty",
     // every change is on disks when it returns
     "sync",

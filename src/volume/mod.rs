@@ -346,7 +346,6 @@ impl Shared {
     }
 }
 
-/// What a caller may know of a verdict.
 /// Whether a command is undone by an earlier one of the same program that is executed after it: an unlock that nobody waits
 /// for any more would take the lock that was got since, and a lock stay for ever that had been given back.
 fn is_about_locks(command: &Command) -> bool {
@@ -363,6 +362,7 @@ fn is_certain(verdict: &Verdict) -> bool {
     }
 }
 
+/// What a caller may know of a verdict.
 fn settle(verdict: Verdict) -> Result<Reply, Failure> {
     match verdict {
         // Given up, yet still asked for: the numbers went wrong, and the first copy may have been executed.

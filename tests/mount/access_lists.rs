@@ -5,10 +5,11 @@ use super::Mounted;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::SystemTime;
 
 const BOB: u32 = 65_001;
 const EVE: u32 = 65_002;
@@ -28,6 +29,7 @@ pub fn all(mounted: &Mounted) {
         a_named_user_is_let_in_and_kept_out(mounted);
         a_list_costs_the_setgid_bit_of_who_is_not_in_the_group(mounted);
         a_race_opens_nothing_that_a_list_refuses(mounted);
+        who_gave_a_file_away_owns_it_no_more(mounted);
     } else {
         println!("not root, so no other user tries to get in");
     }
@@ -151,6 +153,54 @@ fn a_replacement_from_the_command_line_keeps_the_list(mounted: &Mounted) {
     }
     let inherited = "user::rw- user:65002:rwx group::r-x mask::r-- other::r--";
     assert_eq!(replace("new"), (0o644, inherited.to_owned()));
+}
+
+/// The kernel judges a change through a descriptor by the owner that it knew last.
+fn who_gave_a_file_away_owns_it_no_more(mounted: &Mounted) {
+    let listed = mounted.a.join("listed");
+    fs::write(&listed, "x").expect("a file");
+    set(&listed, &["-m", "u:65002:rw"]);
+    let mut list = vec![0; 4096];
+    let length = rustix::fs::getxattr(&listed, ACCESS, &mut list[..]).expect("a list");
+    list.truncate(length);
+    type Change = fn(&File, &[u8]) -> std::io::Result<()>;
+    let changes: [Change; 3] = [
+        |file, _| file.set_permissions(PermissionsExt::from_mode(0o4777)),
+        |file, _| file.set_modified(SystemTime::UNIX_EPOCH),
+        |file, list| Ok(rustix::fs::fsetxattr(file, ACCESS, list, XattrFlags::empty())?),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let (here, there) = mounted.both("given");
+        fs::write(&here, "mine").expect("a file");
+        fs::set_permissions(&here, PermissionsExt::from_mode(0o600)).expect("a mode");
+        chown(&here, Some(BOB), Some(BOB)).expect("an owner");
+        let file = as_bob(|| File::options().write(true).open(&here)).expect("his file");
+        as_bob(|| change(&file, &list)).expect("it is his");
+        fs::set_permissions(&there, PermissionsExt::from_mode(0o600)).expect("a mode");
+        chown(&there, Some(0), Some(0)).expect("another owner");
+        let before = fs::metadata(&there).expect("attributes");
+        let refused = as_bob(|| change(&file, &list)).map_err(|error| error.raw_os_error());
+        assert_eq!(refused, Err(Some(libc::EPERM)), "change {number}");
+        let after = fs::metadata(&there).expect("attributes");
+        assert_eq!((after.mode(), after.ctime_nsec()), (before.mode(), before.ctime_nsec()), "change {number}");
+        fs::remove_file(&here).expect("removed");
+    }
+}
+
+/// In a thread that is his: to the kernel each thread is somebody.
+fn as_bob<T: Send>(run: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let bob = scope.spawn(|| {
+            // SAFETY: numbers only; unlike the C library's function the system call is about this thread alone.
+            let became = unsafe {
+                libc::syscall(libc::SYS_setresgid, BOB, BOB, BOB) == 0
+                    && libc::syscall(libc::SYS_setresuid, BOB, BOB, BOB) == 0
+            };
+            assert!(became, "cannot become another user");
+            run()
+        });
+        bob.join().expect("what he tried")
+    })
 }
 
 /// Holds [N2].

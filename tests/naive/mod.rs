@@ -490,7 +490,7 @@ impl Naive {
             (RenameMode::Replace | RenameMode::Whiteout, Some(t)) if !is_directory(source) && is_directory(t) => {
                 return Err(Refusal::IsDirectory);
             }
-            (_, Some(t)) if t == source => return Ok(Reply::Done),
+            (_, Some(t)) if t == source => return self.shown(source),
             _ => {}
         }
         let falls_in = exchange && target.is_some_and(|t| is_directory(t) && self.is_below(from.parent, t));
@@ -507,7 +507,7 @@ impl Naive {
         }
         let whiteout = (mode == RenameMode::Whiteout).then(|| self.bear(from.parent, FileKind::CharDevice, (0, 0)));
         self.move_names(&from, &to, source, target, exchange, whiteout);
-        Ok(Reply::Done)
+        self.shown(source)
     }
 
     fn move_names(

@@ -129,6 +129,12 @@ fn remount(cluster: &mut ClusterDir, args: &StartArgs) -> CliResult {
             )));
         }
     }
+    // Else what does not work would be kept, and what did work forgotten.
+    let new = |node: &&NodeConfig| node.mount.as_ref() != wanted.get(&node.id);
+    cluster.config.nodes.iter().filter(new).filter_map(|node| wanted.get(&node.id)).try_for_each(|path| {
+        must_not_be_taken(cluster, path)?;
+        prepare_mount(path)
+    })?;
     for node in &mut cluster.config.nodes {
         node.mount = wanted.get(&node.id).cloned();
     }
