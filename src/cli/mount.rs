@@ -151,8 +151,9 @@ fn wait_until_mounted(child: &mut Child, dir: &Path, log: &Path) -> CliResult {
             return Ok(());
         }
         if Instant::now() >= deadline {
+            let why = format!("no answer in time at {}, so it is not mounted:{}", dir.display(), said());
             give_up(child, dir);
-            return Err(CliError::new(Exit::NoMajority, format!("no answer in time at {}:{}", dir.display(), said())));
+            return Err(CliError::new(Exit::NoMajority, why));
         }
         std::thread::sleep(LOOK_EVERY);
     }
