@@ -123,8 +123,13 @@ impl Play {
         self.make_in(Ino::ROOT, at, NewNode::Directory)
     }
 
-    fn rename(&mut self, from: (Ino, &str), to: (Ino, &str), mode: RenameMode) -> Outcome {
-        self.run(Command::Rename { from: place(from), to: place(to), mode, moved: None, replaced: None })
+    /// What was moved is told as it is now.
+    fn rename(&mut self, from: (Ino, &str), to: (Ino, &str), mode: RenameMode) -> Result<(), Refusal> {
+        match self.run(Command::Rename { from: place(from), to: place(to), mode, moved: None, replaced: None })? {
+            Reply::Attributes(told) => assert_eq!(told, self.stat(told.ino)),
+            other => panic!("a rename was answered with {other:?}"),
+        }
+        Ok(())
     }
 
     fn unlink(&mut self, at: &str) -> Outcome {
